@@ -1,0 +1,241 @@
+//! Doubles as integers on a common power-of-two grid, where sums are exact.
+//!
+//! Every finite double is an integer times a power of two. A run of values has a lowest power, 2^e, that all
+//! are multiples of: `v = k * 2^e`. On that grid sums of values, of squares and of products with positions are
+//! sums of integers, hence exact, and taking the oldest value out undoes putting it in.
+//!
+//! [`NarrowRun`] holds runs that fit machine integers, with room for the sums: all ordinary index series.
+//! [`WideRun`] holds any run in big integers. Formulas are written once, over [`Whole`].
+
+use std::fmt;
+use std::ops::{AddAssign, SubAssign};
+
+use num_bigint::BigInt;
+use num_traits::Zero;
+
+use crate::columns::MAX_WINDOW;
+use crate::rounding::{self, decompose};
+
+/// A value that is NaN or infinite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotFinite {
+    /// Index of the first such value.
+    pub position: usize,
+}
+
+impl fmt::Display for NotFinite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "value {} is not a finite number", self.position)
+    }
+}
+
+impl std::error::Error for NotFinite {}
+
+/// The integers that sums are made of: `i128` where bounds allow it ([`NarrowRun::fits`]), else [`BigInt`].
+pub trait Whole: Clone + Zero + for<'a> AddAssign<&'a Self> + for<'a> SubAssign<&'a Self> {
+    fn from_i128(n: i128) -> Self;
+    fn times(&self, factor: i128) -> Self;
+    fn squared(&self) -> Self;
+    fn to_big(&self) -> BigInt;
+    /// See [`rounding::nearest_ratio`].
+    fn nearest(num: &Self, den: &Self, exp2: i64) -> f64;
+    /// See [`rounding::root_of_ratio`].
+    fn root(num: &Self, den: &Self, exp2: i64) -> f64;
+
+    /// `self + other`.
+    #[inline(always)]
+    fn plus(mut self, other: &Self) -> Self {
+        self += other;
+        self
+    }
+
+    /// `self - other`.
+    #[inline(always)]
+    fn minus(mut self, other: &Self) -> Self {
+        self -= other;
+        self
+    }
+}
+
+impl Whole for i128 {
+    #[inline(always)]
+    fn from_i128(n: i128) -> Self {
+        n
+    }
+
+    #[inline(always)]
+    fn times(&self, factor: i128) -> Self {
+        self * factor
+    }
+
+    #[inline(always)]
+    fn squared(&self) -> Self {
+        self * self
+    }
+
+    fn to_big(&self) -> BigInt {
+        (*self).into()
+    }
+
+    fn nearest(num: &Self, den: &Self, exp2: i64) -> f64 {
+        rounding::nearest_quotient(*num, *den, exp2)
+    }
+
+    fn root(num: &Self, den: &Self, exp2: i64) -> f64 {
+        rounding::root_of_quotient(*num, *den, exp2)
+    }
+}
+
+impl Whole for BigInt {
+    fn from_i128(n: i128) -> Self {
+        n.into()
+    }
+
+    fn times(&self, factor: i128) -> Self {
+        self * factor
+    }
+
+    fn squared(&self) -> Self {
+        self * self
+    }
+
+    fn to_big(&self) -> BigInt {
+        self.clone()
+    }
+
+    fn nearest(num: &Self, den: &Self, exp2: i64) -> f64 {
+        rounding::nearest_ratio(num, den, exp2)
+    }
+
+    fn root(num: &Self, den: &Self, exp2: i64) -> f64 {
+        rounding::root_of_ratio(num, den, exp2)
+    }
+}
+
+/// The finest grid that a run of values needs: all are integers times `2^exponent`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    pub exponent: i32,
+    /// All those integers are below `2^bits` in magnitude.
+    pub bits: u32,
+}
+
+impl Grid {
+    /// The grid of `values`; `2^0` if all are 0.
+    pub fn of(values: &[f64]) -> Result<Grid, NotFinite> {
+        let (mut lowest, mut highest) = (i32::MAX, i32::MIN);
+        for (position, &value) in values.iter().enumerate() {
+            if !value.is_finite() {
+                return Err(NotFinite { position });
+            }
+            if value != 0.0 {
+                let (significand, exponent) = decompose(value);
+                lowest = lowest.min(exponent + significand.trailing_zeros() as i32);
+                highest = highest.max(exponent + 64 - significand.unsigned_abs().leading_zeros() as i32);
+            }
+        }
+        Ok(if lowest == i32::MAX {
+            Grid { exponent: 0, bits: 0 }
+        } else {
+            Grid { exponent: lowest, bits: (highest - lowest) as u32 }
+        })
+    }
+
+    /// The integer that `value`, one of the grid's, is.
+    pub fn whole(self, value: f64) -> BigInt {
+        if value == 0.0 {
+            return BigInt::ZERO;
+        }
+        let (significand, exponent) = decompose(value);
+        let shift = exponent - self.exponent;
+        if shift >= 0 { BigInt::from(significand) << shift } else { BigInt::from(significand >> -shift) }
+    }
+}
+
+/// `2^exponent`, for the exponents of normal doubles.
+fn power_of_two(exponent: i32) -> f64 {
+    f64::from_bits(((exponent + 1023) as u64) << 52)
+}
+
+/// A run of values `(y + reference) * 2^exponent` with small integers `y`.
+#[derive(Clone, Debug)]
+pub struct NarrowRun {
+    /// Distances from the reference, in grid units.
+    pub y: Vec<i64>,
+    /// About half way between the least and the greatest value, which keeps `y` small.
+    pub reference: i64,
+    pub exponent: i32,
+    /// Greatest `|y|`.
+    reach: u64,
+}
+
+impl NarrowRun {
+    /// Exponents of grids on which scaling, and all double arithmetic of this crate, stays among normal doubles.
+    const EXPONENTS: std::ops::RangeInclusive<i32> = -300..=300;
+    /// Bits that grid integers may have: sums and differences of two stay within 64 bits.
+    const BITS: u32 = 61;
+
+    /// `None` if the values are too far apart, too large or too small for it.
+    pub fn new(values: &[f64], grid: Grid) -> Option<NarrowRun> {
+        if !Self::EXPONENTS.contains(&grid.exponent) || grid.bits > Self::BITS {
+            return None;
+        }
+        let scale = power_of_two(-grid.exponent);
+        let mut y: Vec<i64> = values.iter().map(|&value| (value * scale) as i64).collect();
+        let low = y.iter().copied().min().unwrap_or(0);
+        let high = y.iter().copied().max().unwrap_or(0);
+        let reference = low + (high - low) / 2;
+        y.iter_mut().for_each(|k| *k -= reference);
+        let reach = (high - reference).unsigned_abs().max((low - reference).unsigned_abs());
+        Some(NarrowRun { y, reference, exponent: grid.exponent, reach })
+    }
+
+    /// Whether all sums and numerators over `window` values fit their types.
+    ///
+    /// With Y the greatest `|y|`, the condition is W·Y < 2^63 and W <= 10,000 < 2^13.3. Then
+    ///
+    /// | quantity | bound | below |
+    /// |---|---|---|
+    /// | Σy, Σy - W·y | 2·W·Y | 2^64 |
+    /// | W·Σy², (Σy)², their difference | W²·Y² | 2^126 |
+    /// | Σuy, as Σ\|u\| <= W²/2 | W²·Y/2 | 2^76 |
+    /// | Σu²y, as Σu² <= W³/3 | W³·Y/3 | 2^88.1 |
+    /// | 3Σu²y - (W²-1)Σy | 2·W³·Y | 2^90.6 |
+    /// | numerators of a, b, slope: 15·W·that + 6·W²·Σuy | 33·W⁴·Y | 2^108 |
+    /// | numerators of c, ŷ: 2(W+1)(W+2)(Σy - W·y + W·k), \|k\| < 2^61 | 2^28·2^75 | 2^103 |
+    /// | their denominators, W(W²-1)(W²-4) | W⁵ | 2^67 |
+    ///
+    /// so that i128 never overflows, [`rounding::nearest_quotient`] may divide, and all but the second line
+    /// are exact as [`rounding::DoubleDouble`].
+    pub fn fits(&self, window: usize) -> bool {
+        window <= MAX_WINDOW && self.reach.checked_mul(window as u64).is_some_and(|r| r < 1 << 63)
+    }
+
+    /// `2^exponent`: multiplies grid integers into values, exactly.
+    pub fn scale(&self) -> f64 {
+        power_of_two(self.exponent)
+    }
+
+    /// `2^-exponent`: multiplies values into grid integers, exactly.
+    pub fn inverse_scale(&self) -> f64 {
+        power_of_two(-self.exponent)
+    }
+
+    /// The grid integer of `value`, one of the run's.
+    pub fn whole(&self, value: f64) -> i128 {
+        (value * self.inverse_scale()) as i128
+    }
+}
+
+/// A run of values `y * 2^exponent`: any finite doubles.
+#[derive(Clone, Debug)]
+pub struct WideRun {
+    pub y: Vec<BigInt>,
+    pub grid: Grid,
+}
+
+impl WideRun {
+    pub fn new(values: &[f64], grid: Grid) -> WideRun {
+        WideRun { y: values.iter().map(|&value| grid.whole(value)).collect(), grid }
+    }
+}

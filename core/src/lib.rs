@@ -1,0 +1,30 @@
+//! The mathematics of bqx. It knows no PostgreSQL, does no I/O and keeps no globals: every result depends
+//! on its arguments alone.
+//!
+//! | module | concept |
+//! |---|---|
+//! | [`columns`] | names, windows and order of the derived columns, written down once |
+//! | [`fixed`] | doubles as integers on a common power-of-two grid |
+//! | [`rounding`] | the double nearest to an exact quotient |
+//! | [`extrema`] | sliding maximum and minimum |
+//! | [`window`] | backward-window metrics (BQX) |
+//! | [`quadratic`] | rolling quadratic regression (REG) |
+//! | [`frame_rows`] | all columns of a family, row by row, for a run of bars |
+//! | [`calendar`] | UTC months |
+//! | [`bar_file`] | vendors' one-minute bar files |
+//! | [`market`] | the simulated market |
+//!
+//! **Numbers.** A metric is the double nearest to the exact value of its formula on the input doubles, ties to
+//! even; roots are taken of such a double ([`rounding`] has the rule in full). Nearest doubles do not depend on how
+//! they were found, so a row's metrics depend on the bars in its window and on nothing else.
+
+pub mod bar_file;
+pub mod calendar;
+pub mod columns;
+pub mod extrema;
+pub mod fixed;
+pub mod frame_rows;
+pub mod market;
+pub mod quadratic;
+pub mod rounding;
+pub mod window;

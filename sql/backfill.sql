@@ -1,0 +1,305 @@
+-- Stages 1.5.4.3 and 1.5.5.3: one job per family, pair and month, one transaction each. The jobs of a pair and
+-- month are claimed together, so that its bars are read once for both families.
+
+-- Whether the month's rows are those computed from just this input.
+CREATE FUNCTION bqx._month_is_current(family text, pair text, month date) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    recorded record := bqx._recorded_month(family, pair, month);
+    derived regclass := bqx._derived_table(family, pair);
+    stored bigint;
+BEGIN
+    IF recorded.input_fingerprint IS NULL THEN
+        RETURN false;
+    END IF;
+    -- Counted, not believed: an unlogged table is empty after a crash.
+    EXECUTE format('SELECT count(*) FROM %s AS t WHERE t.ts_utc >= %s AND t.ts_utc < %s', derived,
+                   bqx._as_key(derived, 'ts_utc', '$1'), bqx._as_key(derived, 'ts_utc', '$2'))
+       INTO stored USING bqx._month_start(month), bqx._month_start(bqx._next_month(month));
+    RETURN stored = recorded.bars AND recorded.input_fingerprint = (
+        SELECT f.input_fingerprint
+          FROM bqx._input_fingerprint(family, bqx._m1_table(pair), bqx._month_start(month),
+               bqx._month_start(bqx._next_month(month)), (bqx._own_columns(family, derived)).names) AS f);
+END
+$$;
+
+-- Runs the jobs of one pair and month for these families, and records how they ended. What fails leaves the month
+-- as it was. Returns true if all went well.
+CREATE FUNCTION bqx._run_jobs(run_id bigint, pair text, month date, families text[], worker int) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    started timestamptz := clock_timestamp();
+    one_family text;
+    todo text[] := '{}';
+    written record;
+    message text;
+    detail text;
+    code text;
+BEGIN
+    BEGIN
+        FOREACH one_family IN ARRAY families LOOP
+            IF NOT bqx._run_force(run_id) AND bqx._month_is_current(one_family, pair, month) THEN
+                PERFORM bqx._finish_job(run_id, one_family, pair, month, 'done', worker, started,
+                    r.bars, 0::bigint, r.input_fingerprint, NULL::text, NULL::text)
+                   FROM bqx._recorded_month(one_family, pair, month) AS r;
+            ELSE
+                todo := todo || one_family;
+            END IF;
+        END LOOP;
+        IF todo <> '{}' THEN
+            FOR written IN SELECT * FROM bqx._write_month(pair, todo, month) LOOP
+                PERFORM bqx._finish_job(run_id, written.family, pair, month, 'done', worker, started,
+                    written.bars, written.rows_written, written.input_fingerprint, NULL::text, NULL::text);
+            END LOOP;
+        END IF;
+        RETURN true;
+    EXCEPTION
+        WHEN OTHERS THEN
+            GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, code = RETURNED_SQLSTATE;
+    END;
+    IF cardinality(families) > 1 THEN
+        -- One family's trouble is not the other's: each on its own.
+        RETURN (SELECT bool_and(bqx._run_jobs(run_id, pair, month, ARRAY[f], worker)) FROM unnest(families) AS f);
+    END IF;
+    PERFORM bqx._finish_job(run_id, families[1], pair, month, 'failed', worker, started, NULL::bigint, NULL::bigint,
+        NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code);
+    RETURN false;
+END
+$$;
+
+-- Claims and runs one pair and month of a run, in the caller's transaction; false when nothing is left to do.
+-- Two runs never do the same month at once: whoever holds the month's lock works, the other waits for it last.
+CREATE FUNCTION bqx._work_once(run_id bigint, worker int) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    unit record;
+    claimed record;
+    attempt int;
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(bqx._lock_key('run', run_id::text));
+    FOR attempt IN 1..2 LOOP
+        FOR unit IN SELECT * FROM bqx._open_units(run_id) LOOP
+            IF attempt = 1 THEN
+                CONTINUE WHEN NOT pg_try_advisory_xact_lock(bqx._lock_key('month', unit.pair || unit.month));
+            ELSE
+                PERFORM pg_advisory_xact_lock(bqx._lock_key('month', unit.pair || unit.month));
+            END IF;
+            -- Locked: is it still open, and for which families?
+            SELECT u.* INTO claimed FROM bqx._open_units(run_id) AS u WHERE u.pair = unit.pair AND u.month = unit.month;
+            IF FOUND THEN
+                PERFORM pg_advisory_xact_lock(bqx._lock_key('job', id::text)) FROM unnest(claimed.job_ids) AS id;
+                PERFORM bqx._run_jobs(run_id, claimed.pair, claimed.month, claimed.families, worker);
+            END IF;
+            RETURN true;  -- one month a transaction, whether it was still open or not
+        END LOOP;
+    END LOOP;
+    RETURN false;
+END
+$$;
+
+-- Everything that can be known to be wrong beforehand is said before the first job.
+CREATE FUNCTION bqx._check_ready_for_backfill(pair text, families text[]) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(pair);
+    first_index double precision;
+    has_baseline boolean := EXISTS (SELECT FROM bqx.baseline_rates AS b WHERE b.pair = $1);
+    is_applied boolean := EXISTS (SELECT FROM bqx.baseline_rates AS b WHERE b.pair = $1 AND b.applied_at IS NOT NULL);
+BEGIN
+    IF bqx._column_type(m1, 'rate_index') IS NOT NULL AND NOT is_applied THEN
+        -- an existing database may bring its own rate_index
+        EXECUTE format('SELECT rate_index FROM %s ORDER BY time LIMIT 1', m1) INTO first_index;
+    END IF;
+    IF NOT is_applied AND first_index IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = CASE WHEN has_baseline THEN format('pair "%s" has no rate_index yet', pair)
+                      ELSE format('pair "%s" has no baseline', pair) END,
+            HINT = CASE WHEN has_baseline THEN format('CALL bqx.index_m1(ARRAY[%L]);', pair)
+                   ELSE format('CALL bqx.set_baselines(pairs => ARRAY[%L]);  then  CALL bqx.index_m1(ARRAY[%1$L]);', pair) END;
+    END IF;
+    PERFORM bqx._derived_table(f, pair) FROM unnest(families) AS f;
+END
+$$;
+
+-- Months of a pair's data within the months asked for.
+CREATE FUNCTION bqx._months_to_fill(pair text, from_month date, to_month date) RETURNS date[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT ARRAY(SELECT m
+                   FROM bqx._m1_span(bqx._m1_table(pair)) AS s,
+                        bqx._months(greatest(bqx._month_of(s.first_bar), bqx._first_of_month(from_month)),
+                                    least(bqx._month_of(s.last_bar), bqx._first_of_month(to_month))) AS m
+                  WHERE s.first_bar IS NOT NULL ORDER BY m)
+$$;
+
+-- Writes the plan of a run into the ledger; NULL where there is nothing to do.
+CREATE FUNCTION bqx._plan_run(
+    families text[], pairs text[], from_month date, to_month date, arguments jsonb) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    new_run bigint;
+    planned_pair text;
+BEGIN
+    PERFORM bqx._check_ready_for_backfill(p, families) FROM unnest(pairs) AS p;
+    new_run := bqx._open_run(arguments);
+    FOREACH planned_pair IN ARRAY pairs LOOP
+        PERFORM bqx._add_jobs(new_run, planned_pair, families, bqx._months_to_fill(planned_pair, from_month, to_month));
+    END LOOP;
+    RETURN new_run;
+END
+$$;
+
+-- Says how the jobs went that ended since a given time; returns the time up to which it told.
+CREATE FUNCTION bqx._tell_finished_jobs(run_id bigint, told_until timestamp with time zone)
+RETURNS timestamp with time zone
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    job record;
+    total bigint := (SELECT count(*) FROM bqx.jobs AS j WHERE j.run_id = $1);
+BEGIN
+    FOR job IN
+        SELECT j.*, row_number() OVER (ORDER BY j.finished_at, j.pair, j.month, j.family) AS nth
+          FROM bqx.jobs AS j WHERE j.run_id = $1 AND j.finished_at IS NOT NULL
+         ORDER BY j.finished_at, j.pair, j.month, j.family
+    LOOP
+        CONTINUE WHEN job.finished_at <= told_until;
+        told_until := job.finished_at;
+        IF job.state = 'failed' THEN
+            RAISE WARNING '[%/%] % % %: %', job.nth, total, job.pair, to_char(job.month, 'YYYY-MM'), job.family, job.error;
+        ELSE
+            RAISE NOTICE '[%/%] % % %: % rows written in % s', job.nth, total, job.pair,
+                to_char(job.month, 'YYYY-MM'), job.family, job.rows_written, round(job.seconds::numeric, 2);
+        END IF;
+    END LOOP;
+    RETURN told_until;
+END
+$$;
+
+-- The call's last word: an error that counts and names what failed.
+CREATE FUNCTION bqx._report_run(run_id bigint) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    done record;
+    failures text[];
+BEGIN
+    SELECT count(*) AS jobs, coalesce(sum(j.rows_written), 0) AS rows, count(*) FILTER (WHERE j.state = 'pending') AS open
+      INTO done FROM bqx.jobs AS j WHERE j.run_id = $1;
+    SELECT array_agg(format('%s %s %s: %s', j.family, j.pair, to_char(j.month, 'YYYY-MM'), j.error)
+                     ORDER BY j.pair, j.month, j.family) INTO failures
+      FROM bqx.jobs AS j WHERE j.run_id = $1 AND j.state = 'failed';
+    IF failures IS NOT NULL THEN
+        RAISE EXCEPTION USING
+            -- one kind of trouble keeps its own code, so that callers can tell what it was
+            ERRCODE = (SELECT CASE WHEN count(DISTINCT j.error_code) = 1 THEN min(j.error_code) ELSE 'P0001' END
+                         FROM bqx._failed_jobs($1) AS j),
+            MESSAGE = format('%s of %s jobs of run %s failed; the others are done', cardinality(failures), done.jobs, run_id),
+            DETAIL = array_to_string(failures[1:20], E'\n')
+                  || CASE WHEN cardinality(failures) > 20 THEN format(E'\nand %s more', cardinality(failures) - 20) ELSE '' END,
+            HINT = format('SELECT * FROM bqx.jobs WHERE run_id = %s AND state = ''failed'';  mend the cause, then call again: '
+                          'finished months are skipped.', run_id);
+    END IF;
+    IF done.open > 0 THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = format('%s of %s jobs of run %s were not done: their worker ended early', done.open, done.jobs, run_id),
+            HINT = 'The server log says why. Call again: finished months are skipped.';
+    END IF;
+    RAISE NOTICE 'run %: % jobs done, % rows written', run_id, done.jobs, done.rows;
+END
+$$;
+
+CREATE FUNCTION bqx._failed_jobs(run_id bigint) RETURNS TABLE (error_code text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_own_run($1);
+    RETURN QUERY SELECT j.error_code FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'failed';
+END
+$$;
+
+CREATE PROCEDURE bqx.backfill(
+    families text[] DEFAULT NULL, pairs text[] DEFAULT NULL, from_month date DEFAULT NULL, to_month date DEFAULT NULL,
+    workers int DEFAULT NULL, force boolean DEFAULT false, wait boolean DEFAULT true, INOUT run_id bigint DEFAULT NULL)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    chosen_families text[];
+    chosen text[];
+    jobs bigint;
+    wanted int;
+    started int := 0;
+    told timestamptz := '-infinity';
+    more boolean;
+BEGIN
+    PERFORM bqx._require_top_level('backfill'::pg_catalog.text);
+    SET LOCAL search_path TO pg_catalog, pg_temp;
+    IF workers < 0 THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('workers is %s', workers),
+            HINT = 'workers => 0 works in this session, N starts N background workers, NULL as many as useful.';
+    END IF;
+    chosen_families := bqx._check_families(families);
+    PERFORM bqx._check_month_range(from_month, to_month);
+    chosen := bqx._pairs_or_all(pairs);
+    run_id := bqx._plan_run(chosen_families, chosen, from_month, to_month, jsonb_build_object(
+        'families', chosen_families, 'pairs', chosen, 'from_month', from_month, 'to_month', to_month,
+        'workers', workers, 'force', coalesce(force, false), 'wait', coalesce(wait, true)));
+    jobs := (SELECT count(*) FROM bqx.jobs AS j WHERE j.run_id = backfill.run_id);
+    COMMIT;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
+
+    wanted := least(coalesce(workers, bqx._useful_workers()), (SELECT count(*) FROM bqx._open_units(run_id)));
+    IF wanted > 0 THEN
+        started := bqx._start_workers(run_id, wanted);
+        IF started = 0 AND NOT coalesce(wait, true) THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'insufficient_resources',
+                MESSAGE = 'no background worker slot is free',
+                DETAIL = format('max_worker_processes is %s.', current_setting('max_worker_processes')),
+                HINT = 'CALL bqx.backfill(workers => 0);  works in this session; raising max_worker_processes needs a restart.';
+        ELSIF started < wanted THEN
+            RAISE NOTICE '% of % background workers started (max_worker_processes = %)%', started, wanted,
+                current_setting('max_worker_processes'),
+                CASE started WHEN 0 THEN ': this session does the work' ELSE '' END;
+        END IF;
+    END IF;
+    IF NOT coalesce(wait, true) AND (started > 0 OR jobs = 0) THEN
+        RAISE NOTICE 'run % goes on in the background: SELECT * FROM bqx.progress WHERE run_id = %;', run_id, run_id;
+        IF jobs = 0 THEN
+            PERFORM bqx._close_run(run_id);
+        END IF;
+        COMMIT;
+        RETURN;
+    END IF;
+
+    LOOP
+        IF started > 0 THEN
+            more := bqx._await_workers(200);
+        ELSE
+            more := bqx._work_once(run_id, 0);
+        END IF;
+        COMMIT;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        told := bqx._tell_finished_jobs(run_id, told);
+        EXIT WHEN NOT more;
+    END LOOP;
+    PERFORM bqx._close_run(run_id);
+    COMMIT;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
+    IF jobs = 0 THEN
+        RAISE NOTICE 'run %: no bars in these months, nothing to do', run_id;
+    END IF;
+    PERFORM bqx._report_run(run_id);
+END
+$$;
+COMMENT ON PROCEDURE bqx.backfill(text[], text[], date, date, int, boolean, boolean, bigint) IS
+    'Stages 1.5.4.3 and 1.5.5.3: fills the derived tables, one transaction per month';

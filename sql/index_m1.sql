@@ -1,0 +1,144 @@
+-- Stage 1.5.2: rate_index on every bar, and a trigger that keeps it so however a bar comes.
+
+-- BEFORE ROW, with the baseline as its argument. A close that is no positive finite number leaves rate_index
+-- NULL: the feed goes on, and the month's job and verify() name the bar.
+CREATE FUNCTION bqx._set_rate_index() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    NEW.rate_index := bqx._rate_index_or_null(NEW.close::double precision, TG_ARGV[0]::double precision);
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION bqx._baseline_of(pair text) RETURNS double precision
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    rate double precision := (SELECT b.baseline_rate FROM bqx.baseline_rates AS b WHERE b.pair = $1);
+BEGIN
+    IF rate IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = format('pair "%s" has no baseline', pair),
+            HINT = format('CALL bqx.set_baselines(pairs => ARRAY[%L]);', pair);
+    END IF;
+    RETURN rate;
+END
+$$;
+
+-- ENABLE ALWAYS does not reach partitions' copies of the trigger on every major, nor those of later partitions.
+CREATE FUNCTION bqx._keep_trigger_everywhere(m1 regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    lax regclass;
+BEGIN
+    FOR lax IN
+        SELECT t.tgrelid::regclass FROM pg_trigger AS t
+         WHERE t.tgname = 'bqx_set_rate_index' AND t.tgenabled <> 'A'
+           AND (t.tgrelid = m1 OR t.tgrelid IN (SELECT i.inhrelid FROM pg_inherits AS i WHERE i.inhparent = m1))
+    LOOP
+        EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER bqx_set_rate_index', lax);
+    END LOOP;
+END
+$$;
+
+-- (Re)makes the trigger where its baseline is not this one.
+CREATE FUNCTION bqx._install_rate_index_trigger(m1 regclass, baseline double precision) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET extra_float_digits = 1  -- the argument is text: it must read back as the same double
+AS $$
+DECLARE
+    argument bytea := (SELECT t.tgargs FROM pg_trigger AS t
+                        WHERE t.tgrelid = m1 AND t.tgname = 'bqx_set_rate_index' AND NOT t.tgisinternal);
+BEGIN
+    IF argument IS DISTINCT FROM convert_to(baseline::text, 'UTF8') || '\x00'::bytea THEN
+        IF argument IS NOT NULL THEN
+            EXECUTE format('DROP TRIGGER bqx_set_rate_index ON %s', m1);
+        END IF;
+        EXECUTE format('CREATE TRIGGER bqx_set_rate_index BEFORE INSERT OR UPDATE ON %s '
+                       'FOR EACH ROW EXECUTE FUNCTION bqx._set_rate_index(%L)', m1, baseline::text);
+    END IF;
+    PERFORM bqx._keep_trigger_everywhere(m1);
+END
+$$;
+
+-- Sets rate_index in one table (a partition or a plain table) where it differs; returns the rows changed.
+-- A numeric column rounds on assignment: what is compared is what would be stored.
+CREATE FUNCTION bqx._update_rate_index(rel regclass, baseline double precision) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    changed bigint;
+BEGIN
+    EXECUTE format('UPDATE %1$s SET rate_index = bqx._rate_index_or_null(close::double precision, $1)::%2$s '
+                   'WHERE rate_index IS DISTINCT FROM bqx._rate_index_or_null(close::double precision, $1)::%2$s',
+                   rel, bqx._column_type(rel, 'rate_index')) USING baseline;
+    GET DIAGNOSTICS changed = ROW_COUNT;
+    RETURN changed;
+END
+$$;
+
+-- Tables that hold the rows: the leaf partitions, or the table itself.
+CREATE FUNCTION bqx._leaves(rel regclass) RETURNS regclass[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce((SELECT array_agg(t.relid ORDER BY t.relid::oid) FROM pg_partition_tree(rel) AS t WHERE t.isleaf),
+                    CASE WHEN EXISTS (SELECT FROM pg_partitioned_table AS p WHERE p.partrelid = rel)
+                         THEN '{}'::regclass[] ELSE ARRAY[rel] END)
+$$;
+
+CREATE PROCEDURE bqx.index_m1(pairs text[] DEFAULT NULL)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    chosen text[];
+    chosen_pair text;
+    baseline double precision;
+    m1 regclass;
+    leaf regclass;
+    leaves regclass[];
+    changed bigint;
+    generated boolean;
+BEGIN
+    PERFORM bqx._require_top_level('index_m1'::pg_catalog.text);
+    SET LOCAL search_path TO pg_catalog, pg_temp;
+    chosen := bqx._pairs_or_all(pairs);
+    PERFORM bqx._baseline_of(p) FROM unnest(chosen) AS p;  -- all are checked before the first is touched
+
+    FOREACH chosen_pair IN ARRAY chosen LOOP
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        m1 := bqx._m1_table(chosen_pair);
+        baseline := bqx._baseline_of(chosen_pair);
+        IF bqx._column_type(m1, 'rate_index') IS NULL THEN
+            EXECUTE format('ALTER TABLE %s ADD COLUMN rate_index double precision', m1);
+            RAISE NOTICE 'm1_%: column rate_index added', chosen_pair;
+        END IF;
+        generated := (SELECT a.attgenerated <> '' FROM pg_attribute AS a
+                       WHERE a.attrelid = m1 AND a.attname = 'rate_index' AND NOT a.attisdropped);
+        changed := 0;
+        IF generated THEN
+            RAISE NOTICE 'm1_%: rate_index is a generated column and stays as it is', chosen_pair;
+            leaves := '{}';
+        ELSE
+            -- The trigger first: a bar that comes meanwhile has its index from the same baseline.
+            PERFORM bqx._install_rate_index_trigger(m1, baseline);
+            leaves := bqx._leaves(m1);
+        END IF;
+        COMMIT;
+        FOREACH leaf IN ARRAY leaves LOOP
+            SET LOCAL search_path TO pg_catalog, pg_temp;
+            changed := changed + bqx._update_rate_index(leaf, baseline);
+            COMMIT;
+        END LOOP;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        PERFORM bqx._mark_baseline_applied(chosen_pair);
+        COMMIT;
+        RAISE NOTICE 'm1_%: baseline % applied, rate_index set on % bars', chosen_pair, baseline, changed;
+    END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE bqx.index_m1(text[]) IS
+    'Stage 1.5.2: fills rate_index and keeps it filled for bars that come or change later';

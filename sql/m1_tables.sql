@@ -1,0 +1,155 @@
+-- M1 tables: one-minute bars, ours or an existing database's own. The helpers hide the difference.
+
+-- The M1 table of a pair; 42P01 where there is none.
+CREATE FUNCTION bqx._m1_table(pair text) RETURNS regclass
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    m1 regclass := to_regclass(format('bqx.%I', 'm1_' || pair));
+BEGIN
+    IF m1 IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'undefined_table',
+            MESSAGE = format('table bqx.m1_%s does not exist', pair),
+            HINT = format('CALL bqx.load_m1(%L, ''/path/to/bars.csv'');  loads a file; '
+                          'CALL bqx.create_m1(ARRAY[%L]);  makes an empty table.', pair, pair);
+    END IF;
+    RETURN m1;
+END
+$$;
+
+-- Type of a column; NULL where the table has none of that name.
+CREATE FUNCTION bqx._column_type(rel regclass, column_name name) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format_type(a.atttypid, a.atttypmod) FROM pg_attribute AS a
+     WHERE a.attrelid = rel AND a.attname = column_name AND a.attnum > 0 AND NOT a.attisdropped
+$$;
+
+-- SQL for a table's time column as timestamptz.
+CREATE FUNCTION bqx._as_instant(rel regclass, column_name name) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN bqx._column_type(rel, column_name) LIKE 'timestamp%without time zone'
+                THEN format('(%I AT TIME ZONE ''UTC'')', column_name) ELSE quote_ident(column_name) END
+$$;
+
+-- SQL for an instant, given as SQL of type timestamptz, in the type of the table's time column: bounds on the raw
+-- column keep indexes and partition pruning usable.
+CREATE FUNCTION bqx._as_key(rel regclass, column_name name, instant text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN bqx._column_type(rel, column_name) LIKE 'timestamp%without time zone'
+                THEN format('(%s AT TIME ZONE ''UTC'')', instant) ELSE instant END
+$$;
+
+-- First and last bar of a table; NULLs where it is empty.
+CREATE FUNCTION bqx._m1_span(m1 regclass, OUT first_bar timestamp with time zone, OUT last_bar timestamp with time zone)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE format('SELECT (SELECT %1$s FROM (SELECT min(time) AS time FROM %2$s) AS first), '
+                   '(SELECT %1$s FROM (SELECT max(time) AS time FROM %2$s) AS last)', bqx._as_instant(m1, 'time'), m1)
+       INTO first_bar, last_bar;
+END
+$$;
+
+-- Pairs that have M1 data, in name order.
+CREATE FUNCTION bqx._pairs_with_bars() RETURNS text[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    candidate text;
+    has_bars boolean;
+    found_pairs text[] := '{}';
+BEGIN
+    FOR candidate IN
+        SELECT p.pair FROM bqx.pairs AS p WHERE to_regclass(format('bqx.%I', 'm1_' || p.pair)) IS NOT NULL ORDER BY 1
+    LOOP
+        EXECUTE format('SELECT EXISTS (SELECT FROM bqx.%I)', 'm1_' || candidate) INTO has_bars;
+        IF has_bars THEN
+            found_pairs := found_pairs || candidate;
+        END IF;
+    END LOOP;
+    RETURN found_pairs;
+END
+$$;
+
+-- The pairs a stage works on: the ones named, or all that have M1 data. No M1 data at all: 42P01.
+CREATE FUNCTION bqx._pairs_or_all(pairs text[]) RETURNS text[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    chosen text[] := bqx._check_pairs(pairs);
+BEGIN
+    IF chosen IS NOT NULL THEN
+        PERFORM bqx._m1_table(p) FROM unnest(chosen) AS p;
+        RETURN chosen;
+    END IF;
+    chosen := bqx._pairs_with_bars();
+    IF chosen = '{}' THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'undefined_table',
+            MESSAGE = 'no pair has M1 data',
+            HINT = 'CALL bqx.load_m1(''eurusd'', ''/path/to/bars.csv'');  loads a file; '
+                   'CALL bqx.simulate_m1();  makes a trial market.';
+    END IF;
+    RETURN chosen;
+END
+$$;
+
+-- A pair's own M1 table, partitioned by month, where it has none yet; what was there is used as it is.
+CREATE FUNCTION bqx._ensure_m1(pair text) RETURNS regclass
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    m1_name name := 'm1_' || pair;
+BEGIN
+    IF to_regclass(format('bqx.%I', m1_name)) IS NULL THEN
+        EXECUTE format('CREATE TABLE bqx.%I (time timestamp with time zone PRIMARY KEY, open double precision, '
+                       'high double precision, low double precision, close double precision, '
+                       'volume double precision, rate_index double precision) PARTITION BY RANGE (time)', m1_name);
+        EXECUTE format('COMMENT ON TABLE bqx.%I IS %L', m1_name,
+                       format('One-minute bars of %s; time is the bar''s open, rate_index = close / baseline * 100', pair));
+    END IF;
+    RETURN to_regclass(format('bqx.%I', m1_name));
+END
+$$;
+
+CREATE PROCEDURE bqx.create_m1(pairs text[] DEFAULT NULL, from_month date DEFAULT NULL, to_month date DEFAULT NULL)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    chosen text[];
+    chosen_pair text;
+    existed boolean;
+    m1 regclass;
+    span record;
+    made int;
+BEGIN
+    PERFORM bqx._require_top_level('create_m1'::pg_catalog.text);
+    SET LOCAL search_path TO pg_catalog, pg_temp;
+    PERFORM bqx._check_month_range(from_month, to_month);
+    chosen := coalesce(bqx._check_pairs(pairs), ARRAY(SELECT p.pair FROM bqx.pairs AS p ORDER BY 1));
+
+    FOREACH chosen_pair IN ARRAY chosen LOOP
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        existed := to_regclass(format('bqx.%I', 'm1_' || chosen_pair)) IS NOT NULL;
+        m1 := bqx._ensure_m1(chosen_pair);
+        span := bqx._m1_span(m1);
+        made := 0;
+        -- With one bound only, the data's own end is the other; without data, that one month.
+        IF coalesce(from_month, to_month) IS NOT NULL THEN
+            made := bqx._ensure_partitions(m1, 'time',
+                coalesce(from_month, least(bqx._month_of(span.first_bar), bqx._first_of_month(to_month))),
+                coalesce(to_month, greatest(bqx._month_of(span.last_bar), bqx._first_of_month(from_month))));
+        END IF;
+        PERFORM bqx._keep_trigger_everywhere(m1);
+        COMMIT;
+        RAISE NOTICE 'm1_%: %, % partition(s) made', chosen_pair,
+            CASE WHEN existed THEN 'was there' ELSE 'table made' END, made;
+    END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE bqx.create_m1(text[], date, date) IS
+    'Makes empty M1 tables for the pairs (NULL: all registered), with partitions for the months given';

@@ -1,0 +1,97 @@
+-- Monthly partitions. They are found by their bounds, never by their names.
+
+-- Range partitions of `parent` whose key is one time column, with their bounds as instants; a `timestamp` key
+-- means UTC. The pinned TimeZone and DateStyle make the printed bounds read back as the same instants.
+CREATE FUNCTION bqx._partitions(parent regclass)
+RETURNS TABLE (partition regclass, from_ts timestamp with time zone, to_ts timestamp with time zone)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET DateStyle = 'ISO'
+AS $$
+    SELECT c.oid::regclass,
+           CASE bound[1] WHEN 'MINVALUE' THEN '-infinity' ELSE trim('''' FROM bound[1]) END::timestamptz,
+           CASE bound[2] WHEN 'MAXVALUE' THEN 'infinity' ELSE trim('''' FROM bound[2]) END::timestamptz
+      FROM pg_inherits AS i
+      JOIN pg_class AS c ON c.oid = i.inhrelid
+     CROSS JOIN LATERAL regexp_match(pg_get_expr(c.relpartbound, c.oid),
+           '^FOR VALUES FROM \((MINVALUE|''[^'']+'')\) TO \((MAXVALUE|''[^'']+'')\)$') AS bound
+     WHERE i.inhparent = parent AND bound IS NOT NULL
+$$;
+
+-- Whether the table is partitioned by range over just this column, so that months can be added to it.
+CREATE FUNCTION bqx._is_partitioned_by(rel regclass, column_name name) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT EXISTS (
+        SELECT FROM pg_partitioned_table AS p
+          JOIN pg_attribute AS a ON a.attrelid = p.partrelid AND a.attname = column_name
+         WHERE p.partrelid = rel AND p.partstrat = 'r' AND p.partnatts = 1 AND p.partattrs[0] = a.attnum)
+$$;
+
+-- The partition that holds (a part of) the month; NULL where none does.
+CREATE FUNCTION bqx._partition_of_month(parent regclass, month date) RETURNS regclass
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT p.partition FROM bqx._partitions(parent) AS p
+     WHERE p.from_ts < bqx._month_start(bqx._next_month(month)) AND p.to_ts > bqx._month_start(month)
+     ORDER BY p.from_ts LIMIT 1
+$$;
+
+CREATE FUNCTION bqx._partition_name(parent regclass, month date) RETURNS name
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT (c.relname || to_char(month, '_YYYY_MM'))::name FROM pg_class AS c WHERE c.oid = parent $$;
+
+-- A month's start as a literal that means the same under every TimeZone and DateStyle, for timestamptz and
+-- (the offset is ignored, so: UTC) timestamp columns.
+CREATE FUNCTION bqx._month_literal(month date) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT quote_literal(to_char(month, 'YYYY-MM-DD" 00:00:00+00"')) $$;
+
+CREATE FUNCTION bqx._month_bounds(month date) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format('FROM (%s) TO (%s)', bqx._month_literal(month), bqx._month_literal(bqx._next_month(month)))
+$$;
+
+-- The name a new partition takes; an error where something else has it.
+CREATE FUNCTION bqx._free_partition_name(parent regclass, month date) RETURNS name
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    partition_name name := bqx._partition_name(parent, month);
+BEGIN
+    IF to_regclass(format('bqx.%I', partition_name)) IS NOT NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'duplicate_table',
+            MESSAGE = format('bqx.%I is in the way: it is no partition of %s for %s',
+                             partition_name, parent, to_char(month, 'YYYY-MM')),
+            HINT = format('Attach it with its bounds (ALTER TABLE %s ATTACH PARTITION bqx.%I FOR VALUES %s;) or rename it.',
+                          parent, partition_name, bqx._month_bounds(month));
+    END IF;
+    RETURN partition_name;
+END
+$$;
+
+-- Makes the missing partitions of the months, and says how many. Tables that are not partitioned need none.
+CREATE FUNCTION bqx._ensure_partitions(parent regclass, key_column name, from_month date, to_month date)
+RETURNS int
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    wanted date;
+    made int := 0;
+BEGIN
+    IF NOT bqx._is_partitioned_by(parent, key_column) THEN
+        RETURN 0;
+    END IF;
+    FOR wanted IN
+        SELECT m FROM bqx._months(from_month, to_month) AS m
+         WHERE NOT EXISTS (SELECT FROM bqx._partitions(parent) AS p
+                            WHERE p.from_ts < bqx._month_start(bqx._next_month(m)) AND p.to_ts > bqx._month_start(m))
+         ORDER BY m
+    LOOP
+        EXECUTE format('CREATE TABLE bqx.%I PARTITION OF %s FOR VALUES %s',
+                       bqx._free_partition_name(parent, wanted), parent, bqx._month_bounds(wanted));
+        made := made + 1;
+    END LOOP;
+    RETURN made;
+END
+$$;

@@ -1,0 +1,56 @@
+-- Before anything is made: whose schema is this, and is anything of an older system in our way?
+DO $preflight$
+DECLARE
+    owner_name name;
+    owner_is_trusted boolean;
+    old record;
+    aside text;
+    n int;
+BEGIN
+    SELECT r.rolname, r.rolsuper OR r.rolname = current_user
+      INTO owner_name, owner_is_trusted
+      FROM pg_catalog.pg_namespace AS s
+      JOIN pg_catalog.pg_roles AS r ON r.oid = s.nspowner
+     WHERE s.nspname = 'bqx';
+
+    IF NOT owner_is_trusted THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'insufficient_privilege',
+            MESSAGE = pg_catalog.format('schema "bqx" is owned by role "%s"', owner_name),
+            DETAIL = 'The owner of the schema could replace the extension''s functions and so run code as whoever calls them.',
+            HINT = pg_catalog.format('ALTER SCHEMA bqx OWNER TO %I;  then CREATE EXTENSION bqx; again.', current_user);
+    END IF;
+
+    -- Tables of an older system keep their rows under another name; m1_*, bqx_* and reg_* tables stay as they are.
+    FOR old IN
+        SELECT c.relname, c.relkind
+          FROM pg_catalog.pg_class AS c
+         WHERE c.relnamespace = 'bqx'::pg_catalog.regnamespace
+           AND c.relname IN ('pairs', 'baseline_rates', 'rejected_bars', 'm1_staging',
+                             'run_ledger', 'job_ledger', 'month_ledger',
+                             'runs', 'jobs', 'progress', 'pair_progress', 'recent', 'storage', 'dashboard')
+         ORDER BY c.relname
+    LOOP
+        aside := old.relname || '_before_bqx';
+        n := 1;
+        WHILE pg_catalog.to_regclass('bqx.' || pg_catalog.quote_ident(aside)) IS NOT NULL LOOP
+            n := n + 1;
+            aside := old.relname || '_before_bqx_' || n;
+        END LOOP;
+        EXECUTE pg_catalog.format('ALTER %s bqx.%I RENAME TO %I',
+            CASE old.relkind WHEN 'c' THEN 'TYPE' ELSE 'TABLE' END, old.relname, aside);
+        -- A WARNING, because CREATE EXTENSION silences notices.
+        RAISE WARNING USING
+            MESSAGE = pg_catalog.format('bqx.%s was there before: it is now bqx.%s', old.relname, aside),
+            DETAIL = 'Its rows, owner and rights are unchanged; the extension does not use them.';
+    END LOOP;
+
+    -- Machine-learning relations live beside the extension, so that DROP EXTENSION leaves them alone.
+    IF pg_catalog.to_regnamespace('bqx_ml') IS NULL THEN
+        CREATE SCHEMA bqx_ml;
+        ALTER EXTENSION bqx DROP SCHEMA bqx_ml;
+    END IF;
+END
+$preflight$;
+
+GRANT USAGE ON SCHEMA bqx TO PUBLIC;

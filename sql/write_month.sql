@@ -1,0 +1,203 @@
+-- Writing one month of a derived table. Two ways, same bits:
+--   fast: a new or empty partition gets fresh storage, filled straight and its key built after;
+--   plain: rows that differ are replaced by SQL, under MVCC, whatever triggers, rules or columns the table has.
+
+-- Why a table's months can't be written the fast way; NULL: they can.
+CREATE FUNCTION bqx._why_not_fast(family text, derived regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE
+        WHEN NOT bqx._is_partitioned_by(derived, 'ts_utc') THEN 'it is not partitioned by ts_utc'
+        WHEN NOT pg_has_role(current_user, c.relowner, 'USAGE') THEN 'the caller does not own it'
+        WHEN c.relrowsecurity THEN 'it has row-level security'
+        WHEN EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = derived) THEN 'it has triggers or foreign keys'
+        WHEN EXISTS (SELECT FROM pg_constraint AS k WHERE k.conrelid = derived AND k.contype <> 'p') THEN 'it has constraints'
+        WHEN EXISTS (SELECT FROM pg_attribute AS a
+                      WHERE a.attrelid = derived AND a.attnum > 0 AND NOT a.attisdropped
+                        AND (bqx._column_window(family, a.attname::text) IS NULL OR a.attgenerated <> ''
+                             OR a.atttypid <> CASE WHEN a.attname IN ('ts_utc', 'created_at')
+                                              THEN 'timestamptz'::regtype ELSE 'float8'::regtype END))
+            THEN 'it has columns of other kinds' END
+      FROM pg_class AS c WHERE c.oid = derived
+$$;
+
+-- A partition that can be filled the fast way, in this transaction: a new one (not attached yet), or an empty one
+-- with fresh storage. NULL: the month has rows, a partition of another shape, or readers at this moment.
+CREATE FUNCTION bqx._fresh_partition(family text, derived regclass, month date) RETURNS regclass
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    partition regclass;
+    fits boolean;
+    is_empty boolean;
+BEGIN
+    IF bqx._why_not_fast(family, derived) IS NOT NULL THEN
+        RETURN NULL;
+    END IF;
+    partition := bqx._partition_of_month(derived, month);
+    IF partition IS NULL THEN
+        -- built aside: nobody can see it before it is attached, as the last act
+        EXECUTE format('CREATE TABLE bqx.%I (LIKE %s INCLUDING ALL, CHECK (ts_utc >= %s AND ts_utc < %s))',
+                       bqx._free_partition_name(derived, month), derived,
+                       bqx._month_literal(month), bqx._month_literal(bqx._next_month(month)));
+        RETURN to_regclass(format('bqx.%I', bqx._partition_name(derived, month)));
+    END IF;
+
+    SELECT p.from_ts = bqx._month_start(month) AND p.to_ts = bqx._month_start(bqx._next_month(month))
+           AND c.relkind = 'r' AND pg_has_role(current_user, c.relowner, 'USAGE')
+           AND bqx._why_not_fast(family, derived) IS NULL
+           AND NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = p.partition)
+           AND NOT c.relrowsecurity
+           AND (SELECT array_agg((a.attname, a.atttypid) ORDER BY a.attname) FROM pg_attribute AS a
+                 WHERE a.attrelid = p.partition AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '')
+             = (SELECT array_agg((a.attname, a.atttypid) ORDER BY a.attname) FROM pg_attribute AS a
+                 WHERE a.attrelid = derived AND a.attnum > 0 AND NOT a.attisdropped)
+      INTO fits
+      FROM bqx._partitions(derived) AS p JOIN pg_class AS c ON c.oid = p.partition
+     WHERE p.partition = _fresh_partition.partition;
+    IF NOT fits THEN
+        RETURN NULL;
+    END IF;
+    EXECUTE format('SELECT NOT EXISTS (SELECT FROM %s)', partition) INTO is_empty;
+    IF NOT is_empty THEN
+        RETURN NULL;
+    END IF;
+    BEGIN
+        -- NOWAIT: rather the plain way than waiting behind a reader, with every later reader behind us.
+        EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', partition);
+    EXCEPTION
+        WHEN lock_not_available THEN RETURN NULL;
+    END;
+    EXECUTE format('SELECT NOT EXISTS (SELECT FROM %s)', partition) INTO is_empty;  -- still, now that it's locked
+    IF NOT is_empty THEN
+        RETURN NULL;
+    END IF;
+    EXECUTE format('TRUNCATE %s', partition);
+    RETURN partition;
+END
+$$;
+
+CREATE FUNCTION bqx._attach_if_new(derived regclass, partition regclass, month date) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    bounds_check name;
+BEGIN
+    IF (SELECT c.relispartition FROM pg_class AS c WHERE c.oid = partition) THEN
+        RETURN;
+    END IF;
+    EXECUTE format('ALTER TABLE %s ATTACH PARTITION %s FOR VALUES %s', derived, partition, bqx._month_bounds(month));
+    -- The CHECK spared ATTACH a scan; the partition's bounds say the same.
+    SELECT k.conname INTO bounds_check FROM pg_constraint AS k WHERE k.conrelid = partition AND k.contype = 'c';
+    EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', partition, bounds_check);
+END
+$$;
+
+-- The plain way. Returns the rows inserted or changed.
+-- A table of our columns alone is made to hold exactly the computed rows: rows that differ are deleted and
+-- inserted, equal ones are not touched. Where there are other columns, rows are only inserted, or updated in
+-- our columns; rows without a bar stay, and verify() names them.
+CREATE FUNCTION bqx._write_month_plainly(family text, pair text, derived regclass, month date) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    own record := bqx._own_columns(family, derived);
+    from_ts timestamptz := bqx._month_start(month);
+    to_ts timestamptz := bqx._month_start(bqx._next_month(month));
+    value_names text[];
+    computed_types text;   -- column definition list of _computed_rows
+    computed_values text;  -- computed values in the table's types
+    stored_values text;
+    target_names text;
+    in_month text;
+    changed bigint;
+BEGIN
+    value_names := ARRAY(SELECT n FROM unnest(own.names) AS n WHERE n NOT IN ('ts_utc', 'created_at'));
+    IF NOT 'ts_utc' = ANY (own.names) THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'undefined_column',
+            MESSAGE = format('table %s has no column ts_utc', derived),
+            HINT = format('ALTER TABLE %s ADD COLUMN ts_utc timestamptz;  or rename its time column.', derived);
+    END IF;
+    SELECT 'ts_utc timestamptz' || coalesce(string_agg(format(', %I double precision', n), '' ORDER BY i), ''),
+           bqx._as_key(derived, 'ts_utc', 'c.ts_utc') || coalesce(string_agg(
+               format(', c.%I::%s', n, bqx._column_type(derived, n)), '' ORDER BY i), ''),
+           't.ts_utc' || coalesce(string_agg(format(', t.%I', n), '' ORDER BY i), ''),
+           'ts_utc' || coalesce(string_agg(format(', %I', n), '' ORDER BY i), '')
+      INTO computed_types, computed_values, stored_values, target_names
+      FROM unnest(value_names) WITH ORDINALITY AS u (n, i);
+    in_month := format('t.ts_utc >= %s AND t.ts_utc < %s',
+                       bqx._as_key(derived, 'ts_utc', '$3'), bqx._as_key(derived, 'ts_utc', '$4'));
+
+    -- The count over the changing CTE makes PostgreSQL finish it before the first row is inserted.
+    EXECUTE format(
+        'WITH computed AS MATERIALIZED (SELECT * FROM bqx._computed_rows($1, $2, $3, $4, $5) AS c (%1$s)), '
+        'kept AS MATERIALIZED (SELECT t.ts_utc FROM %2$s AS t JOIN computed AS c ON t.ts_utc = %3$s '
+        '                       WHERE %4$s AND ROW(%5$s) IS NOT DISTINCT FROM ROW(%6$s)), '
+        'changed AS (%7$s RETURNING t.ts_utc), '
+        'inserted AS (INSERT INTO %2$s (%8$s) SELECT %6$s FROM computed AS c '
+        '              WHERE NOT EXISTS (SELECT FROM kept AS k WHERE k.ts_utc = %3$s) '
+        '                AND (SELECT count(*) FROM changed) >= 0 %9$s ORDER BY c.ts_utc RETURNING 1) '
+        'SELECT (SELECT count(*) FROM inserted) + %10$s',
+        computed_types, derived, bqx._as_key(derived, 'ts_utc', 'c.ts_utc'), in_month, stored_values, computed_values,
+        CASE WHEN cardinality(own.foreign_names) = 0
+             THEN format('DELETE FROM %s AS t WHERE %s AND NOT EXISTS (SELECT FROM kept AS k WHERE k.ts_utc = t.ts_utc)',
+                         derived, in_month)
+             ELSE format('UPDATE %s AS t SET (%s) = ROW(%s) FROM computed AS c WHERE %s AND t.ts_utc = %s '
+                         'AND NOT EXISTS (SELECT FROM kept AS k WHERE k.ts_utc = t.ts_utc)',
+                         derived, target_names, computed_values, in_month, bqx._as_key(derived, 'ts_utc', 'c.ts_utc')) END,
+        target_names,
+        CASE WHEN cardinality(own.foreign_names) = 0 THEN ''
+             ELSE format('AND NOT EXISTS (SELECT FROM changed AS u WHERE u.ts_utc = %s)',
+                         bqx._as_key(derived, 'ts_utc', 'c.ts_utc')) END,
+        CASE WHEN cardinality(own.foreign_names) = 0 THEN '0' ELSE '(SELECT count(*) FROM changed)' END)
+       INTO changed USING family, bqx._m1_table(pair), from_ts, to_ts, value_names;
+    RETURN changed;
+END
+$$;
+
+-- Writes one month of the families in the caller's transaction, reading the bars once for all that can be
+-- written the fast way. One row per family.
+CREATE FUNCTION bqx._write_month(pair text, families text[], month date)
+RETURNS TABLE (family text, bars bigint, rows_written bigint, input_fingerprint text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(pair);
+    from_ts timestamptz := bqx._month_start(month);
+    to_ts timestamptz := bqx._month_start(bqx._next_month(month));
+    derived regclass;
+    partition regclass;
+    fast_families text[] := '{}';
+    fast_derived regclass[] := '{}';
+    fast_partitions regclass[] := '{}';
+BEGIN
+    FOREACH family IN ARRAY families LOOP
+        derived := bqx._derived_table(family, pair);
+        partition := bqx._fresh_partition(family, derived, month);
+        IF partition IS NOT NULL THEN
+            fast_families := fast_families || family;
+            fast_derived := fast_derived || derived;
+            fast_partitions := fast_partitions || partition;
+        ELSE
+            -- Fingerprint first: if a bar changes in between, the month counts as stale, never as fresh.
+            SELECT f.input_fingerprint, f.bars INTO input_fingerprint, bars
+              FROM bqx._input_fingerprint(family, m1, from_ts, to_ts, (bqx._own_columns(family, derived)).names) AS f;
+            PERFORM bqx._ensure_partitions(derived, 'ts_utc', month, month);
+            rows_written := bqx._write_month_plainly(family, pair, derived, month);
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+    IF fast_families <> '{}' THEN
+        FOR family, bars, input_fingerprint IN
+            SELECT f.family, f.bars, f.input_fingerprint
+              FROM bqx._fill_partitions(fast_families, m1, from_ts, to_ts, fast_partitions) AS f
+        LOOP
+            rows_written := bars;
+            RETURN NEXT;
+        END LOOP;
+        PERFORM bqx._attach_if_new(fast_derived[i], fast_partitions[i], month)
+           FROM generate_subscripts(fast_families, 1) AS i;
+    END IF;
+END
+$$;

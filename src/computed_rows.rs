@@ -1,0 +1,125 @@
+//! Derived rows as a set: what the plain way of writing a month compares with and inserts.
+
+use bqx_core::columns::{Column, Family};
+use bqx_core::frame_rows::FrameRows;
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::prelude::*;
+
+use crate::errors::Failure;
+use crate::metric_columns::family;
+use crate::rows::ResultSet;
+use crate::series::{self, Series};
+
+/// Rows computed at a time.
+pub const BLOCK: usize = 512;
+
+/// Columns of ours by name; 42703 for a name that is none.
+pub fn own_columns<'a>(family: Family, names: impl IntoIterator<Item = &'a str>) -> Vec<Column> {
+    let parse = |name: &str| {
+        Column::parse(family, name).unwrap_or_else(|| {
+            Failure::new(
+                PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+                format!("family '{}' has no column \"{name}\"", family.name()),
+            )
+            .raise()
+        })
+    };
+    names.into_iter().map(parse).collect()
+}
+
+/// The columns among them that are computed from bars.
+pub fn value_columns(columns: &[Column]) -> Vec<Column> {
+    columns.iter().copied().filter(|c| !matches!(c, Column::Time | Column::CreatedAt)).collect()
+}
+
+/// Bars that the columns look back over.
+pub fn lookback(columns: &[Column]) -> usize {
+    columns.iter().map(|column| column.window()).max().unwrap_or(0)
+}
+
+/// Shows each row of a series' range: its time and the values of the columns, None where fewer than the column's
+/// window of bars precede. 22003 where a value overflows.
+pub fn for_each_computed_row(series: &Series, columns: &[Column], mut show: impl FnMut(i64, &[Option<f64>])) {
+    let mut frames = FrameRows::new(&series.values, columns).expect("the series holds finite values");
+    let mut block = vec![0.0; BLOCK * columns.len()];
+    let mut row = vec![None; columns.len()];
+    let mut start = series.first;
+    while start < series.times.len() {
+        pg_sys::check_for_interrupts!();
+        let end = series.times.len().min(start + BLOCK);
+        frames.fill(start..end, &mut block[..(end - start) * columns.len()]);
+        for i in start..end {
+            let values = &block[(i - start) * columns.len()..][..columns.len()];
+            for ((slot, &value), column) in row.iter_mut().zip(values).zip(columns) {
+                *slot = (i >= column.window()).then_some(value);
+                if *slot != None && !value.is_finite() {
+                    overflow(column, series.times[i]);
+                }
+            }
+            show(series.times[i], &row);
+        }
+        start = end;
+    }
+}
+
+fn overflow(column: &Column, time: i64) -> ! {
+    Failure::new(
+        PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
+        format!("{column} is out of range at {time} microseconds after 2000-01-01 UTC"),
+    )
+    .detail("The bars of its window differ by more than a double can express.")
+    .raise()
+}
+
+/// The rows of `[from_ts, to_ts)` with columns `ts_utc` and then `columns` (values only), as the caller's column
+/// definition list must say.
+#[pg_extern(sql = "
+CREATE FUNCTION bqx._computed_rows(
+    family text, m1 regclass, from_ts timestamp with time zone, to_ts timestamp with time zone, columns text[])
+RETURNS SETOF record LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp
+AS '@MODULE_PATHNAME@', '@FUNCTION_NAME@';
+")]
+fn _computed_rows(
+    family: &str,
+    m1: pg_sys::Oid,
+    from_ts: TimestampWithTimeZone,
+    to_ts: TimestampWithTimeZone,
+    columns: Vec<String>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) {
+    let columns = own_columns(self::family(family), columns.iter().map(String::as_str));
+    let series = series::read(m1, from_ts.into(), to_ts.into(), lookback(&columns));
+    // Safety: it is this function's own call.
+    let mut rows = unsafe { ResultSet::start(fcinfo, columns.len() + 1) };
+    let mut row = vec![None; columns.len() + 1];
+    for_each_computed_row(&series, &columns, |time, values| {
+        row[0] = Some(pg_sys::Datum::from(time));
+        for (slot, value) in row[1..].iter_mut().zip(values) {
+            *slot = value.map(|v| pg_sys::Datum::from(v.to_bits()));
+        }
+        rows.put(&row);
+    });
+}
+
+/// What the rows of `[from_ts, to_ts)` are computed from, and how many bars there are.
+#[pg_extern(sql = "
+CREATE FUNCTION bqx._input_fingerprint(
+    family text, m1 regclass, from_ts timestamp with time zone, to_ts timestamp with time zone, columns text[],
+    OUT input_fingerprint text, OUT bars bigint)
+RETURNS SETOF record LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp
+AS '@MODULE_PATHNAME@', '@FUNCTION_NAME@';
+")]
+fn _input_fingerprint(
+    family: &str,
+    m1: pg_sys::Oid,
+    from_ts: TimestampWithTimeZone,
+    to_ts: TimestampWithTimeZone,
+    columns: Vec<String>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) {
+    let columns = own_columns(self::family(family), columns.iter().map(String::as_str));
+    let series = series::read(m1, from_ts.into(), to_ts.into(), lookback(&columns));
+    // Safety: it is this function's own call.
+    let mut rows = unsafe { ResultSet::start(fcinfo, 2) };
+    rows.put(&[series.fingerprint(&columns).into_datum(), (series.rows().len() as i64).into_datum()]);
+}

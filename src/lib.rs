@@ -1,0 +1,76 @@
+//! bqx: backward-window metrics and quadratic regressions of one-minute bars, inside PostgreSQL.
+//!
+//! The SQL surface is thin. Orchestration (stages, ledger, verification) is SQL, in `sql/`; the mathematics is the
+//! crate `bqx-core`; here are the entry points that join them.
+//!
+//! | module | concept |
+//! |---|---|
+//! | `metric_columns` | names and windows of the derived columns, for DDL |
+//! | `rate_index` | close / baseline * 100 |
+//! | `bar_lines` | parsing vendors' files |
+//! | `simulated_bars` | the simulated market |
+//! | `series` | reading bars and fingerprinting them |
+//! | `computed_rows` | derived rows as a set, for the plain way of writing |
+//! | `month_writer` | derived rows straight into a partition: the only place that touches heap internals |
+//! | `session` | what a session may do and how it is told from others |
+//! | `workers` | background workers of a backfill |
+//! | `rows`, `errors` | reading query results, returning sets, raising errors |
+
+use pgrx::prelude::*;
+
+mod bar_lines;
+mod computed_rows;
+mod errors;
+mod metric_columns;
+mod month_writer;
+mod rate_index;
+mod rows;
+mod series;
+mod session;
+mod simulated_bars;
+mod workers;
+
+::pgrx::pg_module_magic!(name, version);
+
+// The order of the install script. Functions in Rust come before the SQL that calls them at creation time only;
+// PL/pgSQL bodies are looked up when they run.
+extension_sql_file!("../sql/preflight.sql", name = "preflight", bootstrap);
+extension_sql_file!("../sql/registry.sql", name = "registry", requires = ["preflight"]);
+extension_sql_file!("../sql/ledger.sql", name = "ledger", requires = ["registry"]);
+extension_sql_file!(
+    "../sql/arguments.sql",
+    name = "arguments",
+    requires = ["ledger", metric_columns::_min_window, metric_columns::_max_window]
+);
+extension_sql_file!("../sql/partitions.sql", name = "partitions", requires = ["arguments"]);
+extension_sql_file!("../sql/m1_tables.sql", name = "m1_tables", requires = ["partitions"]);
+extension_sql_file!("../sql/baselines.sql", name = "baselines", requires = ["m1_tables"]);
+extension_sql_file!(
+    "../sql/index_m1.sql",
+    name = "index_m1",
+    requires = ["baselines", rate_index::_rate_index_or_null]
+);
+extension_sql_file!(
+    "../sql/bar_files.sql",
+    name = "bar_files",
+    requires = ["index_m1", session::_session_id, bar_lines::_check_bar_format]
+);
+extension_sql_file!("../sql/simulate_m1.sql", name = "simulate_m1", requires = ["bar_files"]);
+extension_sql_file!(
+    "../sql/derived_tables.sql",
+    name = "derived_tables",
+    requires = ["simulate_m1", metric_columns::_column_window, metric_columns::_metric_columns]
+);
+extension_sql_file!("../sql/write_month.sql", name = "write_month", requires = ["derived_tables"]);
+extension_sql_file!("../sql/backfill.sql", name = "backfill", requires = ["write_month"]);
+extension_sql_file!("../sql/run_pipeline.sql", name = "run_pipeline", requires = ["backfill"], finalize);
+
+#[cfg(test)]
+pub mod pg_test {
+    pub fn setup(_options: Vec<&str>) {}
+
+    #[must_use]
+    pub fn postgresql_conf_options() -> Vec<&'static str> {
+        vec![]
+    }
+}

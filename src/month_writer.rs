@@ -1,0 +1,278 @@
+//! Writing a month straight into a partition's storage: the only place that touches heap internals.
+//!
+//! The partition must have got its storage in the current transaction (made or truncated in it) and be locked
+//! by it, so that no one can see it half filled: rows go in without index entries, which are built at the end.
+
+use std::ffi::CStr;
+
+use bqx_core::columns::{Column, Family};
+use pgrx::PgMemoryContexts;
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::prelude::*;
+
+use crate::computed_rows::{BLOCK, for_each_computed_row, lookback, own_columns, value_columns};
+use crate::errors::Failure;
+use crate::metric_columns::family;
+use crate::series::{self, Series};
+
+/// Fills one partition per family with the rows of `[from_ts, to_ts)`, reading the bars once. The partitions must
+/// be empty, with storage made in this transaction; columns that are not ours must not be there.
+#[pg_extern]
+fn _fill_partitions(
+    families: Vec<String>,
+    m1: pg_sys::Oid,
+    from_ts: TimestampWithTimeZone,
+    to_ts: TimestampWithTimeZone,
+    partitions: Vec<pg_sys::Oid>,
+) -> TableIterator<'static, (name!(family, String), name!(bars, i64), name!(input_fingerprint, String))> {
+    let targets: Vec<Target> =
+        families.iter().zip(&partitions).map(|(name, &oid)| Target::open(family(name), oid)).collect();
+    let longest = targets.iter().map(|target| lookback(&target.columns)).max().unwrap_or(0);
+    let series = series::read(m1, from_ts.into(), to_ts.into(), longest);
+    let mut written = Vec::with_capacity(targets.len());
+    for target in targets {
+        target.fill(&series);
+        let fingerprint = series.fingerprint(&target.columns);
+        let name = target.family.name().to_string();
+        target.build_indexes();
+        written.push((name, series.rows().len() as i64, fingerprint));
+    }
+    TableIterator::new(written)
+}
+
+/// A partition to be filled.
+struct Target {
+    family: Family,
+    relation: pg_sys::Relation,
+    /// Our columns in table order.
+    columns: Vec<Column>,
+    /// For each attribute of the table its column; None for dropped ones.
+    attributes: Vec<Option<Column>>,
+}
+
+impl Target {
+    /// Opens the partition and checks that it may be written past the executor: fresh storage, the caller's right,
+    /// no trigger, no row security, columns of ours only.
+    fn open(family: Family, oid: pg_sys::Oid) -> Target {
+        // Safety: table_open raises an error unless the table is there; the relation stays valid while it is open,
+        // and so do its descriptor and attributes.
+        unsafe {
+            pg_sys::PreventCommandIfReadOnly(c"bqx.backfill".as_ptr());
+            let relation = pg_sys::table_open(oid, pg_sys::RowExclusiveLock as i32);
+            if let Some(reason) = why_not_writable(relation, oid) {
+                Failure::new(
+                    PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                    format!("table \"{}\" can't be written directly: {reason}", relation_name(relation)),
+                )
+                .raise();
+            }
+            let names = attribute_names(relation);
+            let attributes: Vec<Option<Column>> = names
+                .iter()
+                .map(|name| name.as_deref().map(|name| own_columns(family, [name])[0]))
+                .collect();
+            Target { family, relation, columns: attributes.iter().flatten().copied().collect(), attributes }
+        }
+    }
+
+    /// Writes the rows of the series, without index entries.
+    fn fill(&self, series: &Series) {
+        let columns = value_columns(&self.columns);
+        let places = self.places(&columns);
+        // Safety: takes no argument; the start of this transaction.
+        let created_at = unsafe { pg_sys::GetCurrentTransactionStartTimestamp() };
+        let mut heap = HeapAppender::new(self.relation);
+        for_each_computed_row(series, &columns, |time, values| {
+            heap.append(|attribute| match places[attribute] {
+                Place::Value(i) => values[i].map(|v| pg_sys::Datum::from(v.to_bits())),
+                Place::Time => Some(pg_sys::Datum::from(time)),
+                Place::CreatedAt => Some(pg_sys::Datum::from(created_at)),
+                Place::Dropped => None,
+            });
+        });
+        heap.finish();
+    }
+
+    /// Where each attribute's datum comes from.
+    fn places(&self, columns: &[Column]) -> Vec<Place> {
+        let place = |attribute: &Option<Column>| match attribute {
+            None => Place::Dropped,
+            Some(Column::Time) => Place::Time,
+            Some(Column::CreatedAt) => Place::CreatedAt,
+            Some(column) => Place::Value(columns.iter().position(|c| c == column).expect("a value column")),
+        };
+        self.attributes.iter().map(place).collect()
+    }
+
+    /// Closes the table and builds its indexes from the rows.
+    fn build_indexes(self) {
+        // Safety: the relation is open, and not used after it is closed.
+        let name = unsafe {
+            let name = relation_name(self.relation);
+            pg_sys::table_close(self.relation, pg_sys::NoLock as i32);
+            name
+        };
+        // The lock is held until the transaction ends: the name still means this table.
+        Spi::run(&format!("REINDEX TABLE {name}")).unwrap_or_else(|e| error!("{e}"));
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Place {
+    Time,
+    CreatedAt,
+    Value(usize),
+    Dropped,
+}
+
+/// Schema-qualified, quoted name of an open relation.
+///
+/// # Safety
+/// The relation must be open.
+unsafe fn relation_name(relation: pg_sys::Relation) -> String {
+    unsafe {
+        let class = (*relation).rd_rel;
+        let schema = pg_sys::get_namespace_name((*class).relnamespace);
+        let name = CStr::from_ptr((*class).relname.data.as_ptr());
+        pgrx::spi::quote_qualified_identifier(
+            CStr::from_ptr(schema).to_str().expect("names are in the server's encoding"),
+            name.to_str().expect("names are in the server's encoding"),
+        )
+    }
+}
+
+/// Names of the attributes in table order; None for dropped ones.
+///
+/// # Safety
+/// The relation must be open.
+unsafe fn attribute_names(relation: pg_sys::Relation) -> Vec<Option<String>> {
+    let desc = unsafe { pgrx::PgTupleDesc::from_pg_unchecked((*relation).rd_att) };
+    (0..desc.len())
+        .filter_map(|i| desc.get(i))
+        .map(|attribute| (!attribute.attisdropped).then(|| attribute.name().to_string()))
+        .collect()
+}
+
+/// The reason why rows must not be put into the relation past the executor; None if they may.
+///
+/// # Safety
+/// The relation must be open.
+unsafe fn why_not_writable(relation: pg_sys::Relation, oid: pg_sys::Oid) -> Option<&'static str> {
+    unsafe {
+        let class = (*relation).rd_rel;
+        if (*class).relkind as u8 != pg_sys::RELKIND_RELATION {
+            Some("it is no ordinary table")
+        } else if !has_fresh_storage(relation) {
+            Some("its storage is not new in this transaction")
+        } else if pg_sys::pg_class_aclcheck(oid, pg_sys::GetUserId(), pg_sys::ACL_INSERT as pg_sys::AclMode)
+            != pg_sys::AclResult::ACLCHECK_OK
+        {
+            Some("the INSERT right is missing")
+        } else if (*class).relrowsecurity {
+            Some("it has row-level security")
+        } else if !(*relation).trigdesc.is_null() {
+            Some("it has triggers")
+        } else {
+            None
+        }
+    }
+}
+
+/// `InvalidSubTransactionId`, a macro that the bindings leave out.
+const NO_SUBTRANSACTION: pg_sys::SubTransactionId = 0;
+
+/// Whether the table was made, or its storage replaced, in the current transaction.
+///
+/// # Safety
+/// The relation must be open.
+unsafe fn has_fresh_storage(relation: pg_sys::Relation) -> bool {
+    unsafe {
+        #[cfg(any(feature = "pg14", feature = "pg15"))]
+        let replaced_in = (*relation).rd_newRelfilenodeSubid;
+        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+        let replaced_in = (*relation).rd_newRelfilelocatorSubid;
+        (*relation).rd_createSubid != NO_SUBTRANSACTION || replaced_in != NO_SUBTRANSACTION
+    }
+}
+
+/// Appends rows to a table in batches with `table_multi_insert`.
+struct HeapAppender {
+    relation: pg_sys::Relation,
+    attributes: usize,
+    slots: Vec<*mut pg_sys::TupleTableSlot>,
+    filled: usize,
+    bulk: pg_sys::BulkInsertState,
+    command: pg_sys::CommandId,
+    scratch: PgMemoryContexts,
+}
+
+/// New storage has no free space to look for.
+const INSERT_OPTIONS: i32 = pg_sys::TABLE_INSERT_SKIP_FSM as i32;
+
+impl HeapAppender {
+    /// The relation must stay open and locked for writing until `finish`.
+    fn new(relation: pg_sys::Relation) -> HeapAppender {
+        // Safety: the relation is open (Target::open); the slots are made for it.
+        unsafe {
+            HeapAppender {
+                relation,
+                attributes: (*(*relation).rd_att).natts as usize,
+                slots: (0..BLOCK).map(|_| pg_sys::table_slot_create(relation, std::ptr::null_mut())).collect(),
+                filled: 0,
+                bulk: pg_sys::GetBulkInsertState(),
+                command: pg_sys::GetCurrentCommandId(true),
+                scratch: PgMemoryContexts::new("bqx month writer"),
+            }
+        }
+    }
+
+    /// Adds a row: `datum` gives each attribute's value, None for NULL.
+    fn append(&mut self, datum: impl Fn(usize) -> Option<pg_sys::Datum>) {
+        let slot = self.slots[self.filled];
+        // Safety: the slot has room for all attributes of the relation; all are of pass-by-value types.
+        unsafe {
+            pg_sys::ExecClearTuple(slot);
+            for attribute in 0..self.attributes {
+                let value = datum(attribute);
+                *(*slot).tts_isnull.add(attribute) = value.is_none();
+                *(*slot).tts_values.add(attribute) = value.unwrap_or(pg_sys::Datum::null());
+            }
+            pg_sys::ExecStoreVirtualTuple(slot);
+        }
+        self.filled += 1;
+        if self.filled == self.slots.len() {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        let (relation, slots, filled) = (self.relation, self.slots.as_mut_ptr(), self.filled);
+        let (command, bulk) = (self.command, self.bulk);
+        // Safety: the first `filled` slots hold rows; what the insertion allocates goes with `scratch`.
+        unsafe {
+            self.scratch.switch_to(|_| {
+                pg_sys::table_multi_insert(relation, slots, filled as i32, command, INSERT_OPTIONS, bulk)
+            });
+            for &slot in &self.slots[..filled] {
+                pg_sys::ExecClearTuple(slot);
+            }
+            self.scratch.reset();
+        }
+        self.filled = 0;
+    }
+
+    fn finish(mut self) {
+        if self.filled > 0 {
+            self.flush();
+        }
+        // Safety: everything was made in `new` and is not used after. On an error, PostgreSQL releases all of it
+        // with the transaction.
+        unsafe {
+            pg_sys::FreeBulkInsertState(self.bulk);
+            pg_sys::table_finish_bulk_insert(self.relation, INSERT_OPTIONS);
+            for slot in self.slots {
+                pg_sys::ExecDropSingleTupleTableSlot(slot);
+            }
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Reading bars: the ones of a time range, and the lookback before it.
+
+use bqx_core::calendar;
+use bqx_core::columns::Column;
+use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
+use pgrx::prelude::*;
+use pgrx::spi::SpiClient;
+use twox_hash::XxHash3_128;
+
+use crate::errors::Failure;
+use crate::rows::{QueryRow, for_each_row};
+
+/// Changes when the same bars would give other rows, so that every month is recomputed.
+const FINGERPRINT_VERSION: &[u8] = b"bqx 1";
+
+/// How far back the lookback is sought before all of the table is: a bound on time keeps the query off older
+/// partitions. In days.
+const LOOKBACK_SPANS: [i64; 2] = [7, 60];
+
+const MICROS_PER_DAY: i64 = 86_400_000_000;
+
+/// Consecutive bars of one pair, oldest first.
+pub struct Series {
+    /// Microseconds since 2000-01-01 UTC, strictly ascending.
+    pub times: Vec<i64>,
+    /// `rate_index`, positive and finite.
+    pub values: Vec<f64>,
+    /// Where the range asked for begins: the bars before it are lookback.
+    pub first: usize,
+}
+
+/// Bars of `[from, to)`, in microseconds since 2000-01-01 UTC, of an M1 table, with up to `lookback` bars before.
+///
+/// 22003 for a bar whose close or rate_index is NULL, not finite or not positive; 23505 for two bars of one minute
+/// (a table without a key may hold them).
+pub fn read(m1: pg_sys::Oid, from: i64, to: i64, lookback: usize) -> Series {
+    Spi::connect(|client| {
+        let source = Source::of(client, m1);
+        let mut bars = source.lookback(client, from, lookback);
+        bars.reverse();
+        let first = bars.len();
+        source.bars(client, from, to, |bar| bars.push(bar));
+        source.check(&bars);
+        Series {
+            times: bars.iter().map(|bar| bar.time).collect(),
+            values: bars.iter().map(|bar| bar.rate_index.unwrap_or(f64::NAN)).collect(),
+            first,
+        }
+    })
+}
+
+impl Series {
+    /// Bars of the range itself.
+    pub fn rows(&self) -> std::ops::Range<usize> {
+        self.first..self.times.len()
+    }
+
+    /// What the rows of these columns are computed from: the columns, the bars and as much lookback as the columns
+    /// need. Equal fingerprints mean equal rows. XXH3, 128 bits, in hexadecimal.
+    pub fn fingerprint(&self, columns: &[Column]) -> String {
+        let lookback = columns.iter().map(|column| column.window()).max().unwrap_or(0);
+        let start = self.first.saturating_sub(lookback);
+        let mut bytes = FINGERPRINT_VERSION.to_vec();
+        for column in columns {
+            bytes.push(b' ');
+            bytes.extend(column.to_string().bytes());
+        }
+        bytes.extend((self.first - start).to_le_bytes());
+        for (time, value) in self.times[start..].iter().zip(&self.values[start..]) {
+            bytes.extend(time.to_le_bytes());
+            bytes.extend(value.to_le_bytes());
+        }
+        format!("{:032x}", XxHash3_128::oneshot(&bytes))
+    }
+}
+
+struct Bar {
+    time: i64,
+    rate_index: Option<f64>,
+    close: Option<f64>,
+}
+
+impl Bar {
+    fn from_row(row: &QueryRow) -> Bar {
+        let Some(time) = row.get::<TimestampWithTimeZone>(1) else {
+            Failure::new(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "a bar has no time").raise()
+        };
+        Bar { time: time.into(), rate_index: row.get(2), close: row.get(3) }
+    }
+}
+
+/// An M1 table and the SQL that reads it, whatever the types of its columns.
+struct Source {
+    name: String,
+    select: String,
+    at_or_after: String,
+    before: String,
+}
+
+impl Source {
+    fn of(client: &SpiClient<'_>, m1: pg_sys::Oid) -> Source {
+        let query = "SELECT $1::oid::regclass::text, bqx._as_instant($1::oid::regclass, 'time'::name), \
+                     bqx._as_key($1::oid::regclass, 'time'::name, '$1'::text), \
+                     bqx._as_key($1::oid::regclass, 'time'::name, '$2'::text)";
+        let mut source = None;
+        for_each_row(client, query, &[m1.into()], |row| {
+            let text = |i| row.get::<String>(i).unwrap_or_default();
+            source = Some(Source {
+                name: text(1),
+                select: format!(
+                    "SELECT {}, rate_index::double precision, close::double precision FROM {} AS t",
+                    text(2),
+                    text(1)
+                ),
+                at_or_after: format!("t.time >= {}", text(3)),
+                before: format!("t.time < {}", text(4)),
+            });
+        });
+        source.expect("a query without FROM has one row")
+    }
+
+    fn bars(&self, client: &SpiClient<'_>, from: i64, to: i64, mut look: impl FnMut(Bar)) {
+        let query =
+            format!("{} WHERE {} AND {} ORDER BY t.time", self.select, self.at_or_after, self.before);
+        for_each_row(client, &query, &[instant(from), instant(to)], |row| look(Bar::from_row(row)));
+    }
+
+    /// Up to `bars` bars before an instant, newest first.
+    fn lookback(&self, client: &SpiClient<'_>, before: i64, bars: usize) -> Vec<Bar> {
+        let mut found = Vec::new();
+        if bars == 0 {
+            return found;
+        }
+        for days in LOOKBACK_SPANS.into_iter().map(Some).chain([None]) {
+            found.clear();
+            let since = match days {
+                Some(days) => instant(before - days * MICROS_PER_DAY),
+                None => DatumWithOid::null::<TimestampWithTimeZone>(),
+            };
+            let bound = if days.is_some() { self.at_or_after.as_str() } else { "$1 IS NULL" };
+            let query =
+                format!("{} WHERE {bound} AND {} ORDER BY t.time DESC LIMIT {bars}", self.select, self.before);
+            for_each_row(client, &query, &[since, instant(before)], |row| found.push(Bar::from_row(row)));
+            if found.len() == bars {
+                break;
+            }
+        }
+        found
+    }
+
+    fn check(&self, bars: &[Bar]) {
+        for bar in bars {
+            for (name, value) in [("close", bar.close), ("rate_index", bar.rate_index)] {
+                if !value.is_some_and(|v| v.is_finite() && v > 0.0) {
+                    self.refuse(bar, name, value);
+                }
+            }
+        }
+        if let Some(pair) = bars.windows(2).find(|pair| pair[0].time >= pair[1].time) {
+            Failure::new(
+                PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION,
+                format!("{} has more than one bar at {}", self.name, utc(pair[1].time)),
+            )
+            .hint(format!(
+                "Delete the surplus bars, then: ALTER TABLE {} ADD PRIMARY KEY (time);",
+                self.name
+            ))
+            .raise();
+        }
+    }
+
+    fn refuse(&self, bar: &Bar, column: &str, value: Option<f64>) -> ! {
+        let value = value.map_or("NULL".to_string(), |v| v.to_string());
+        let failure = Failure::new(
+            PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
+            format!("{} has {column} {value} at {}", self.name, utc(bar.time)),
+        )
+        .detail("A bar must be a positive finite number; the month's rows stay as they were.");
+        if column == "close" {
+            failure.hint("Correct or delete the bar, then call bqx.backfill again.").raise()
+        } else {
+            failure.hint("CALL bqx.index_m1();  sets rate_index on every bar.").raise()
+        }
+    }
+}
+
+fn instant(pg_micros: i64) -> DatumWithOid<'static> {
+    // Safety: a timestamptz datum is this integer.
+    unsafe { DatumWithOid::new(pg_sys::Datum::from(pg_micros), pg_sys::TIMESTAMPTZOID) }
+}
+
+/// An instant as messages show it, in UTC.
+fn utc(pg_micros: i64) -> String {
+    match calendar::from_pg_micros(pg_micros) {
+        Some(time) => format!("{} UTC", time.format("%Y-%m-%d %H:%M:%S%.f")),
+        None => "an infinite time".to_string(),
+    }
+}

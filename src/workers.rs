@@ -1,0 +1,155 @@
+//! Background workers of a backfill. What they do is `bqx._work_once`, one transaction at a time.
+
+use std::cell::RefCell;
+
+use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, DynamicBackgroundWorker};
+use pgrx::prelude::*;
+
+thread_local! {
+    /// Workers that this session has started and still waits for.
+    static STARTED: RefCell<Vec<DynamicBackgroundWorker>> = const { RefCell::new(Vec::new()) };
+}
+
+/// As many workers as there are cores.
+#[pg_extern]
+fn _useful_workers() -> i32 {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get() as i32)
+}
+
+/// Starts up to `wanted` workers for a run, as the calling role; returns how many there was a slot for. A role that
+/// may not log in can't have a session of its own: 0.
+#[pg_extern]
+fn _start_workers(run_id: i64, wanted: i32) -> i32 {
+    // Safety: plain reads of this backend's state.
+    let (database, role, pid) = unsafe { (pg_sys::MyDatabaseId, pg_sys::GetUserId(), pg_sys::MyProcPid) };
+    let may_log_in = Spi::get_one_with_args::<bool>(
+        "SELECT rolcanlogin FROM pg_catalog.pg_roles WHERE oid OPERATOR(pg_catalog.=) $1",
+        &[role.into()],
+    );
+    if may_log_in != Ok(Some(true)) {
+        notice!("a role that may not log in can't have background workers");
+        return 0;
+    }
+    let mut started = Vec::new();
+    for number in 1..=wanted {
+        let worker = BackgroundWorkerBuilder::new(&format!("bqx run {run_id} worker {number}"))
+            .set_type("bqx worker")
+            .set_library("bqx")
+            .set_function("bqx_worker_main")
+            .set_extra(&Assignment { database, role, run_id, number }.to_string())
+            .set_notify_pid(pid)
+            .set_restart_time(None)
+            .enable_spi_access()
+            .load_dynamic();
+        match worker {
+            Ok(worker) => started.push(worker),
+            Err(_) => break, // no slot is free
+        }
+    }
+    let count = started.len() as i32;
+    STARTED.with_borrow_mut(|workers| *workers = started);
+    count
+}
+
+/// Waits up to `milliseconds` for the workers that this session has started; false once all have ended. When the
+/// waiting transaction is aborted (cancelled, terminated), so are they.
+#[pg_extern]
+fn _await_workers(milliseconds: i32) -> bool {
+    pgrx::register_xact_callback(pgrx::PgXactCallbackEvent::Abort, || {
+        for worker in STARTED.take() {
+            worker.terminate();
+        }
+    });
+    // Safety: MyLatch is this backend's own; waiting and resetting it is what a backend does when idle.
+    unsafe {
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32,
+            milliseconds.into(),
+            pg_sys::PG_WAIT_EXTENSION,
+        );
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+    pg_sys::check_for_interrupts!();
+    STARTED.with_borrow_mut(|workers| {
+        workers.retain(is_alive);
+        !workers.is_empty()
+    })
+}
+
+fn is_alive(worker: &DynamicBackgroundWorker) -> bool {
+    use pgrx::bgworkers::BackgroundWorkerStatus::NotYetStarted;
+    matches!(worker.pid(), Ok(_) | Err(NotYetStarted))
+}
+
+/// What a worker is told at its start, as text of less than 128 bytes.
+struct Assignment {
+    database: pg_sys::Oid,
+    role: pg_sys::Oid,
+    run_id: i64,
+    number: i32,
+}
+
+impl std::fmt::Display for Assignment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} {} {}", self.database.to_u32(), self.role.to_u32(), self.run_id, self.number)
+    }
+}
+
+impl Assignment {
+    fn parse(text: &str) -> Option<Assignment> {
+        let mut words = text.split(' ');
+        let mut oid = || Some(pg_sys::Oid::from(words.next()?.parse::<u32>().ok()?));
+        let (database, role) = (oid()?, oid()?);
+        Some(Assignment {
+            database,
+            role,
+            run_id: words.next()?.parse().ok()?,
+            number: words.next()?.parse().ok()?,
+        })
+    }
+}
+
+unsafe extern "C-unwind" {
+    /// PostgreSQL's own SIGTERM handler. Declared here as it is, because the bindings' wrapper sets up an error
+    /// boundary, which is not for signal handlers.
+    fn die(signal: std::ffi::c_int);
+}
+
+/// Entry point of a background worker.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn bqx_worker_main(_arg: pg_sys::Datum) {
+    // `die` ends the worker at its next interrupt check, also in the middle of a month; pgrx's own handler would
+    // only raise a flag.
+    // Safety: a worker sets its handlers before it unblocks signals.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        pg_sys::pqsignal(pg_sys::SIGTERM as i32, Some(die));
+        #[cfg(feature = "pg18")]
+        pg_sys::pqsignal_be(pg_sys::SIGTERM as i32, Some(die));
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+    let assignment = Assignment::parse(BackgroundWorker::get_extra()).expect("started by _start_workers");
+    BackgroundWorker::connect_worker_to_spi_by_oid(Some(assignment.database), Some(assignment.role));
+    let Assignment { run_id, number, .. } = assignment;
+
+    // Held until the worker's process ends: that is what "running" means.
+    in_transaction(move || {
+        Spi::run_with_args(
+            "SELECT pg_catalog.pg_advisory_lock_shared(bqx._lock_key('run'::text, $1::text))",
+            &[run_id.into()],
+        )
+    });
+    while in_transaction(move || {
+        Spi::get_one_with_args::<bool>("SELECT bqx._work_once($1, $2)", &[run_id.into(), number.into()])
+    }) == Some(true)
+    {}
+    in_transaction(move || Spi::run_with_args("SELECT bqx._close_run($1)", &[run_id.into()]));
+}
+
+fn in_transaction<R>(
+    work: impl FnOnce() -> Result<R, pgrx::spi::Error> + std::panic::UnwindSafe + std::panic::RefUnwindSafe,
+) -> R {
+    BackgroundWorker::transaction(|| work().unwrap_or_else(|e| error!("{e}")))
+}

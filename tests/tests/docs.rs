@@ -1,0 +1,57 @@
+//! Runs the SQL of README.md and docs/*.md, each document's blocks in order in one psql session in a database of its
+//! own: what a reader would do. The database has the extension unless the document itself creates it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use bqx_tests::document::Document;
+use bqx_tests::{Db, histdata, transcript};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn main() -> ExitCode {
+    let trials = documents().into_iter().map(|(name, path)| {
+        let document = Document::parse(&fs::read_to_string(&path).expect("a readable document"));
+        for (line, reason) in &document.not_run {
+            println!("{name}, line {line}, is not run: {reason}");
+        }
+        Trial::test(name.clone(), move || run(&name, &document))
+    });
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+}
+
+/// README.md and docs/*.md with SQL in them, by name.
+fn documents() -> Vec<(String, PathBuf)> {
+    let root = pgcluster::workspace_root();
+    let docs = fs::read_dir(root.join("docs")).into_iter().flatten();
+    let mut files: Vec<PathBuf> = docs.map(|entry| entry.expect("a readable folder").path()).collect();
+    files.push(root.join("README.md"));
+    files.retain(|file| {
+        file.extension().is_some_and(|extension| extension == "md")
+            && fs::read_to_string(file).is_ok_and(|text| Document::parse(&text).blocks > 0)
+    });
+    files.sort();
+    let name_of = |file: &Path| file.strip_prefix(root).expect("all lie there").display().to_string();
+    files.into_iter().map(|file| (name_of(&file), file)).collect()
+}
+
+fn run(name: &str, document: &Document) -> Result<(), Failed> {
+    if let Some(line) = document.unfinished.first() {
+        return Err(format!("{name}:{line}: the block ends amid a statement (no semicolon?)").into());
+    }
+    let db = if document.script.contains("CREATE EXTENSION") {
+        Db::without_extension(name)
+    } else {
+        Db::new(name)
+    };
+    let folder = tempfile::tempdir()?;
+    for file in histdata::file_names(&document.script) {
+        fs::write(folder.path().join(file), histdata::file(file).expect("names of this kind have contents"))?;
+    }
+    let script = folder.path().join("script.sql");
+    fs::write(&script, &document.script)?;
+    let mut psql = db.psql_command();
+    psql.args(["-v", "ON_ERROR_STOP=1", "--file", "script.sql"]).current_dir(&folder).env("PAGER", "");
+    let ran = transcript(psql, b"")?;
+    if ran.success { Ok(()) } else { Err(ran.output.replace("psql:script.sql:", &format!("{name}:")).into()) }
+}
