@@ -6,10 +6,11 @@ CREATE FUNCTION bqx._month_is_current(family text, pair text, month date) RETURN
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    recorded record := bqx._recorded_month(family, pair, month);
+    recorded record;
     derived regclass := bqx._derived_table(family, pair);
     stored bigint;
 BEGIN
+    SELECT r.* INTO recorded FROM bqx._recorded_month(family, pair, month) AS r;
     IF recorded.input_fingerprint IS NULL THEN
         RETURN false;
     END IF;

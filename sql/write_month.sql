@@ -27,15 +27,15 @@ CREATE FUNCTION bqx._fresh_partition(family text, derived regclass, month date) 
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    partition regclass;
+    existing regclass;
     fits boolean;
     is_empty boolean;
 BEGIN
     IF bqx._why_not_fast(family, derived) IS NOT NULL THEN
         RETURN NULL;
     END IF;
-    partition := bqx._partition_of_month(derived, month);
-    IF partition IS NULL THEN
+    existing := bqx._partition_of_month(derived, month);
+    IF existing IS NULL THEN
         -- built aside: nobody can see it before it is attached, as the last act
         EXECUTE format('CREATE TABLE bqx.%I (LIKE %s INCLUDING ALL, CHECK (ts_utc >= %s AND ts_utc < %s))',
                        bqx._free_partition_name(derived, month), derived,
@@ -45,7 +45,6 @@ BEGIN
 
     SELECT p.from_ts = bqx._month_start(month) AND p.to_ts = bqx._month_start(bqx._next_month(month))
            AND c.relkind = 'r' AND pg_has_role(current_user, c.relowner, 'USAGE')
-           AND bqx._why_not_fast(family, derived) IS NULL
            AND NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = p.partition)
            AND NOT c.relrowsecurity
            AND (SELECT array_agg((a.attname, a.atttypid) ORDER BY a.attname) FROM pg_attribute AS a
@@ -54,26 +53,26 @@ BEGIN
                  WHERE a.attrelid = derived AND a.attnum > 0 AND NOT a.attisdropped)
       INTO fits
       FROM bqx._partitions(derived) AS p JOIN pg_class AS c ON c.oid = p.partition
-     WHERE p.partition = _fresh_partition.partition;
+     WHERE p.partition = existing;
     IF NOT fits THEN
         RETURN NULL;
     END IF;
-    EXECUTE format('SELECT NOT EXISTS (SELECT FROM %s)', partition) INTO is_empty;
+    EXECUTE format('SELECT NOT EXISTS (SELECT FROM %s)', existing) INTO is_empty;
     IF NOT is_empty THEN
         RETURN NULL;
     END IF;
     BEGIN
         -- NOWAIT: rather the plain way than waiting behind a reader, with every later reader behind us.
-        EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', partition);
+        EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', existing);
     EXCEPTION
         WHEN lock_not_available THEN RETURN NULL;
     END;
-    EXECUTE format('SELECT NOT EXISTS (SELECT FROM %s)', partition) INTO is_empty;  -- still, now that it's locked
+    EXECUTE format('SELECT NOT EXISTS (SELECT FROM %s)', existing) INTO is_empty;  -- still, now that it's locked
     IF NOT is_empty THEN
         RETURN NULL;
     END IF;
-    EXECUTE format('TRUNCATE %s', partition);
-    RETURN partition;
+    EXECUTE format('TRUNCATE %s', existing);
+    RETURN existing;
 END
 $$;
 

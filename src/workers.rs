@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, DynamicBackgroundWorker};
+use pgrx::PgMemoryContexts;
 use pgrx::prelude::*;
 
 thread_local! {
@@ -32,15 +33,17 @@ fn _start_workers(run_id: i64, wanted: i32) -> i32 {
     }
     let mut started = Vec::new();
     for number in 1..=wanted {
-        let worker = BackgroundWorkerBuilder::new(&format!("bqx run {run_id} worker {number}"))
+        let builder = BackgroundWorkerBuilder::new(&format!("bqx run {run_id} worker {number}"))
             .set_type("bqx worker")
             .set_library("bqx")
             .set_function("bqx_worker_main")
             .set_extra(&Assignment { database, role, run_id, number }.to_string())
             .set_notify_pid(pid)
             .set_restart_time(None)
-            .enable_spi_access()
-            .load_dynamic();
+            .enable_spi_access();
+        // The handle is allocated where we are: it has to outlive this transaction.
+        // Safety: nothing in here switches contexts itself.
+        let worker = unsafe { PgMemoryContexts::TopMemoryContext.switch_to(|_| builder.load_dynamic()) };
         match worker {
             Ok(worker) => started.push(worker),
             Err(_) => break, // no slot is free

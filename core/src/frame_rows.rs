@@ -311,6 +311,7 @@ impl Lanes for WindowLanes {
     type Constants = WindowConstants;
 
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "the row indexes a dozen lanes")]
     fn estimate<P: Products>(&self, constants: &WindowConstants, block: &mut Block) {
         for i in 0..BLOCK {
             let inputs = WindowInputs {
@@ -343,6 +344,7 @@ impl Lanes for QuadraticLanes {
     type Constants = QuadraticConstants;
 
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "the row indexes a dozen lanes")]
     fn estimate<P: Products>(&self, constants: &QuadraticConstants, block: &mut Block) {
         for i in 0..BLOCK {
             let inputs = QuadraticInputs {

@@ -2,7 +2,7 @@
 
 mod math_support;
 
-use bqx_core::columns::{AGG_WINDOW, Column, Family, WindowMetric, columns};
+use bqx_core::columns::{AGG_WINDOW, AggMetric, Column, Family, RegMetric, WindowMetric, columns};
 use bqx_core::fixed::{Grid, NarrowRun};
 use bqx_core::frame_rows::{Arithmetic, FrameRows, NotFinite};
 use math_support::{Random, Series};
@@ -176,15 +176,21 @@ proptest! {
 
 #[test]
 fn zeros_leave_only_the_dividing_metrics_undefined() {
-    let values = [3.0, -0.0, 5.0, 0.0, -0.0, 1.0];
-    let columns = both(&[3]);
-    let out = all_rows(&values, &columns, Arithmetic::Best);
-    for (column, value) in columns.iter().zip(&out[3 * columns.len()..]) {
-        let divides = matches!(
-            column,
-            Column::Window { metric: WindowMetric::Return | WindowMetric::Endpoint, .. } | Column::Agg(_)
-        );
-        assert_eq!(value.is_nan(), divides, "{column} = {value}");
+    // The current value is 0, and so is the oldest of the three before it.
+    let mut values = vec![3.0; AGG_WINDOW];
+    values.extend([-0.0, 5.0, 0.0, -0.0]);
+    let (columns, row) = (both(&[3]), values.len() - 1);
+    for arithmetic in [Arithmetic::Best, Arithmetic::Portable, Arithmetic::Wide] {
+        let out = all_rows(&values, &columns, arithmetic);
+        for (&column, value) in columns.iter().zip(&out[row * columns.len()..]) {
+            let divides = matches!(
+                column,
+                Column::Window { metric: WindowMetric::Return | WindowMetric::Endpoint, .. }
+                    | Column::Agg(AggMetric::Return | AggMetric::Range | AggMetric::Volatility)
+                    | Column::Reg { metric: RegMetric::Endpoint, .. }
+            );
+            assert_eq!(value.is_nan(), divides, "{column} = {value} ({arithmetic:?})");
+        }
     }
 }
 

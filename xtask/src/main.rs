@@ -1,1 +1,63 @@
-fn main() {}
+//! The project's commands: `cargo xtask --help`.
+
+mod bench;
+mod build;
+mod cargo_pgrx;
+mod console;
+mod data;
+mod demo;
+mod schema;
+mod setup;
+mod test;
+mod watch;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use xshell::Shell;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The project's commands", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// The pg_config of the PostgreSQL to build for and run; the newest one with server headers if not given
+    #[arg(long, global = true, value_name = "PATH", env = "PG_CONFIG")]
+    pg_config: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build the extension and install it into PostgreSQL
+    Install(build::InstallArgs),
+    /// The whole pipeline in a private cluster, from bars to verified tables
+    Demo(demo::DemoArgs),
+    /// Everything that CI checks
+    Test(test::TestArgs),
+    /// Regenerate the extension's install script, sql/bqx--VERSION.sql
+    Schema(schema::SchemaArgs),
+    /// Benchmarks in PostgreSQL
+    Bench,
+}
+
+fn main() -> ExitCode {
+    run(Cli::parse()).unwrap_or_else(|error| {
+        console::error(&error);
+        ExitCode::FAILURE
+    })
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    let shell = Shell::new()?;
+    shell.change_dir(pgcluster::workspace_root());
+    let pg_config = cli.pg_config.as_deref();
+    match cli.command {
+        Command::Install(args) => build::command(&shell, pg_config, &args),
+        Command::Demo(args) => demo::command(&shell, pg_config, &args),
+        Command::Test(args) => test::command(&shell, pg_config, &args),
+        Command::Schema(args) => schema::command(&shell, pg_config, &args),
+        Command::Bench => Ok(bench::command()),
+    }
+}
