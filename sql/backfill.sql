@@ -76,23 +76,23 @@ CREATE FUNCTION bqx._work_once(run_id bigint, worker int) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    claims_in_view CONSTANT int := 32;  -- more than there are workers, far less than a long run's jobs
     unit record;
     claimed record;
-    attempt int;
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(bqx._lock_key('run', run_id::text));
     FOR attempt IN 1..2 LOOP
-        FOR unit IN SELECT * FROM bqx._open_units(run_id) LOOP
+        FOR unit IN SELECT * FROM bqx._open_units(run_id, claims_in_view) LOOP
             IF attempt = 1 THEN
                 CONTINUE WHEN NOT pg_try_advisory_xact_lock(bqx._lock_key('month', unit.pair || unit.month));
             ELSE
                 PERFORM pg_advisory_xact_lock(bqx._lock_key('month', unit.pair || unit.month));
             END IF;
             -- Locked: is it still open, and for which families?
-            SELECT u.* INTO claimed FROM bqx._open_units(run_id) AS u WHERE u.pair = unit.pair AND u.month = unit.month;
-            IF FOUND THEN
+            SELECT j.* INTO claimed FROM bqx._open_jobs(run_id, unit.pair, unit.month) AS j;
+            IF claimed.families IS NOT NULL THEN
                 PERFORM pg_advisory_xact_lock(bqx._lock_key('job', id::text)) FROM unnest(claimed.job_ids) AS id;
-                PERFORM bqx._run_jobs(run_id, claimed.pair, claimed.month, claimed.families, worker);
+                PERFORM bqx._run_jobs(run_id, unit.pair, unit.month, claimed.families, worker);
             END IF;
             RETURN true;  -- one month a transaction, whether it was still open or not
         END LOOP;
@@ -163,20 +163,16 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     job record;
-    total bigint := (SELECT count(*) FROM bqx.jobs AS j WHERE j.run_id = $1);
 BEGIN
     FOR job IN
-        SELECT j.*, row_number() OVER (ORDER BY j.finished_at, j.pair, j.month, j.family) AS nth
-          FROM bqx.jobs AS j WHERE j.run_id = $1 AND j.finished_at IS NOT NULL
-         ORDER BY j.finished_at, j.pair, j.month, j.family
+        SELECT f.*, format('[%s/%s] %s %s %s', f.nth, f.total, f.pair, to_char(f.month, 'YYYY-MM'), f.family) AS title
+          FROM bqx._finished_jobs(run_id, told_until) AS f ORDER BY f.nth
     LOOP
-        CONTINUE WHEN job.finished_at <= told_until;
         told_until := job.finished_at;
         IF job.state = 'failed' THEN
-            RAISE WARNING '[%/%] % % %: %', job.nth, total, job.pair, to_char(job.month, 'YYYY-MM'), job.family, job.error;
+            RAISE WARNING '%: %', job.title, job.error;
         ELSE
-            RAISE NOTICE '[%/%] % % %: % rows written in % s', job.nth, total, job.pair,
-                to_char(job.month, 'YYYY-MM'), job.family, job.rows_written, round(job.seconds::numeric, 2);
+            RAISE NOTICE '%: % rows written in % s', job.title, job.rows_written, round(job.seconds, 2);
         END IF;
     END LOOP;
     RETURN told_until;
@@ -199,8 +195,7 @@ BEGIN
     IF failures IS NOT NULL THEN
         RAISE EXCEPTION USING
             -- one kind of trouble keeps its own code, so that callers can tell what it was
-            ERRCODE = (SELECT CASE WHEN count(DISTINCT j.error_code) = 1 THEN min(j.error_code) ELSE 'P0001' END
-                         FROM bqx._failed_jobs($1) AS j),
+            ERRCODE = coalesce(bqx._common_error_code(run_id), 'P0001'),
             MESSAGE = format('%s of %s jobs of run %s failed; the others are done', cardinality(failures), done.jobs, run_id),
             DETAIL = array_to_string(failures[1:20], E'\n')
                   || CASE WHEN cardinality(failures) > 20 THEN format(E'\nand %s more', cardinality(failures) - 20) ELSE '' END,
@@ -214,15 +209,6 @@ BEGIN
             HINT = 'The server log says why. Call again: finished months are skipped.';
     END IF;
     RAISE NOTICE 'run %: % jobs done, % rows written', run_id, done.jobs, done.rows;
-END
-$$;
-
-CREATE FUNCTION bqx._failed_jobs(run_id bigint) RETURNS TABLE (error_code text)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM bqx._check_own_run($1);
-    RETURN QUERY SELECT j.error_code FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'failed';
 END
 $$;
 

@@ -49,8 +49,8 @@ SELECT pg_catalog.pg_extension_config_dump(
 
 -- Advisory locks of ours are told from others' by a hash over a name.
 CREATE FUNCTION bqx._lock_key(kind text, object text) RETURNS bigint
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT hashtextextended('bqx ' || kind || ' ' || object, 0) $$;
+LANGUAGE sql IMMUTABLE
+RETURN pg_catalog.hashtextextended('bqx ' || kind || ' ' || object, 0);
 
 -- Keys of the advisory locks that are held now in this database.
 CREATE FUNCTION bqx._held_locks() RETURNS SETOF bigint
@@ -147,8 +147,8 @@ BEGIN
 END
 $$;
 
--- Open jobs of a run, one row per pair and month: what one claim takes.
-CREATE FUNCTION bqx._open_units(run_id bigint)
+-- The next open jobs of a run, one row per pair and month: what one claim takes.
+CREATE FUNCTION bqx._open_units(run_id bigint, at_most int DEFAULT NULL)
 RETURNS TABLE (pair text, month date, families text[], job_ids bigint[])
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -158,8 +158,17 @@ BEGIN
     RETURN QUERY
     SELECT j.pair, j.month, array_agg(j.family ORDER BY j.family), array_agg(j.job_id ORDER BY j.family)
       FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'pending'
-     GROUP BY j.pair, j.month ORDER BY j.pair, j.month;
+     GROUP BY j.pair, j.month ORDER BY j.pair, j.month LIMIT at_most;
 END
+$$;
+
+-- The families of one pair and month that are still open, with their jobs.
+CREATE FUNCTION bqx._open_jobs(run_id bigint, pair text, month date, OUT families text[], OUT job_ids bigint[])
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT array_agg(j.family ORDER BY j.family), array_agg(j.job_id ORDER BY j.family)
+      FROM bqx.job_ledger AS j
+     WHERE j.run_id = $1 AND j.pair = $2 AND j.month = $3 AND j.state = 'pending'
 $$;
 
 CREATE FUNCTION bqx._run_force(run_id bigint) RETURNS boolean
@@ -187,6 +196,35 @@ BEGIN
                                   THEN m.computed_at ELSE excluded.computed_at END;
     END IF;
 END
+$$;
+
+-- Jobs of a run that ended after an instant, with how many ended up to each and how many there are.
+CREATE FUNCTION bqx._finished_jobs(run_id bigint, since timestamp with time zone)
+RETURNS TABLE (nth bigint, total bigint, family text, pair text, month date, state text, rows_written bigint,
+               seconds numeric, error text, finished_at timestamp with time zone)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    told bigint;
+    planned bigint;
+BEGIN
+    PERFORM bqx._check_own_run($1);
+    SELECT count(*), count(*) FILTER (WHERE j.finished_at <= $2) INTO planned, told
+      FROM bqx.job_ledger AS j WHERE j.run_id = $1;
+    RETURN QUERY
+    SELECT told + row_number() OVER (ORDER BY j.finished_at, j.job_id), planned, j.family, j.pair, j.month, j.state,
+           j.rows_written, extract(epoch FROM j.finished_at - j.started_at), j.error, j.finished_at
+      FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.finished_at > $2;
+END
+$$;
+
+-- The SQLSTATE that all failed jobs of a run share; NULL where they differ.
+CREATE FUNCTION bqx._common_error_code(run_id bigint) RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN count(DISTINCT j.error_code) = 1 THEN min(j.error_code) END
+      FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'failed'
 $$;
 
 CREATE FUNCTION bqx._close_run(run_id bigint) RETURNS void
