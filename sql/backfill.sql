@@ -172,7 +172,8 @@ BEGIN
         IF job.state = 'failed' THEN
             RAISE WARNING '%: %', job.title, job.error;
         ELSE
-            RAISE NOTICE '%: % rows written in % s', job.title, job.rows_written, round(job.seconds, 2);
+            RAISE NOTICE '%: % in % s', job.title, CASE job.rows_written WHEN 0 THEN 'unchanged'
+                ELSE job.rows_written || ' rows written' END, round(job.seconds, 2);
         END IF;
     END LOOP;
     RETURN told_until;
