@@ -151,7 +151,9 @@ $$;
 -- Merges pg_temp.bqx_bars into an M1 table, whatever its key and types: equal bars are left alone, different
 -- ones corrected, new ones inserted. Columns of ours that the table lacks are skipped.
 CREATE FUNCTION bqx._merge_bars(m1 regclass, OUT inserted bigint, OUT corrected bigint, OUT equal bigint)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET enable_nestloop = off  -- a table without statistics would be read once per bar
 AS $$
 DECLARE
     names text[];      -- value columns that the table has

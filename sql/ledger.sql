@@ -181,16 +181,17 @@ CREATE FUNCTION bqx._finish_job(
 ) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_column
 BEGIN
     PERFORM bqx._check_own_run($1);
     UPDATE bqx.job_ledger AS j
        SET state = $5, worker = $6, started_at = $7, finished_at = clock_timestamp(),
            bars = $8, rows_written = $9, error = $11, error_code = $12
      WHERE j.run_id = $1 AND j.family = $2 AND j.pair = $3 AND j.month = $4;
-    IF state = 'done' THEN
+    IF $5 = 'done' THEN
         INSERT INTO bqx.month_ledger AS m (family, pair, month, input_fingerprint, bars, run_id)
         VALUES ($2, $3, $4, $10, $8, $1)
-        ON CONFLICT ON CONSTRAINT month_ledger_pkey DO UPDATE
+        ON CONFLICT (family, pair, month) DO UPDATE
            SET input_fingerprint = excluded.input_fingerprint, bars = excluded.bars, run_id = excluded.run_id,
                computed_at = CASE WHEN m.input_fingerprint = excluded.input_fingerprint
                                   THEN m.computed_at ELSE excluded.computed_at END;

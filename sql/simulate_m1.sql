@@ -3,7 +3,9 @@
 -- Puts one simulated month into the pair's table; returns the bars inserted. Bars that are not the simulation's own
 -- are never touched: it refuses a month that has any.
 CREATE FUNCTION bqx._simulate_month(pair text, month date, seed bigint) RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET enable_nestloop = off  -- a table without statistics would be read once per bar
 AS $$
 DECLARE
     m1 regclass;

@@ -97,7 +97,9 @@ $$;
 -- inserted, equal ones are not touched. Where there are other columns, rows are only inserted, or updated in
 -- our columns; rows without a bar stay, and verify() names them.
 CREATE FUNCTION bqx._write_month_plainly(family text, pair text, derived regclass, month date) RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET enable_nestloop = off  -- no statistics tell the planner how many rows are computed
 AS $$
 DECLARE
     own record := bqx._own_columns(family, derived);

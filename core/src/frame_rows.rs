@@ -1,6 +1,6 @@
 //! The value columns of a family, row by row, for a run of bars.
 //!
-//! [`FrameRows`] slides the exact sums of each window over the run, block by block of [`BLOCK`] rows: sums in
+//! [`FrameRows`] slides the exact sums of each window over the run, by blocks of some hundred rows: sums in
 //! integers, metrics estimated for the whole block at once (the loops over a block have no branches, so they
 //! become vector instructions), the few undecided ones settled in integers, and the block written out by rows.
 //! The cost per row does not depend on the window. Windows whose sums could outgrow machine integers, see

@@ -90,7 +90,7 @@ fn arithmetic() -> impl Strategy<Value = Arithmetic> {
 }
 
 proptest! {
-    #![proptest_config(config(500))]
+    #![proptest_config(config(2_000))]
 
     #[test]
     fn short_windows(
@@ -120,7 +120,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(config(60))]
+    #![proptest_config(config(200))]
 
     #[test]
     fn aggregate_window(
@@ -136,7 +136,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(config(10))]
+    #![proptest_config(config(20))]
 
     #[test]
     fn long_window(

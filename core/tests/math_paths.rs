@@ -107,7 +107,7 @@ fn arithmetics_agree_at_the_edge_of_narrow() {
 }
 
 proptest! {
-    #![proptest_config(config(150))]
+    #![proptest_config(config(300))]
 
     #[test]
     fn arithmetics_agree(series in prop::sample::select(&Series::ALL[..]), seed: u64, window in 3usize..40) {

@@ -57,6 +57,14 @@ impl ServerAccount {
         command
     }
 
+    /// What to type before a command to run it under this account; empty for our own.
+    pub fn shell_prefix(&self) -> String {
+        match self {
+            Self::Own => String::new(),
+            Self::Other { name, switch, .. } => format!("{} -u {name} -- ", switch.program()),
+        }
+    }
+
     /// Makes a new directory that belongs to this account, and that only it (and root) can enter.
     pub fn create_private_dir(&self, dir: &Path) -> Result<()> {
         DirBuilder::new()

@@ -237,6 +237,11 @@ impl Cluster {
         &self.account
     }
 
+    /// The directory with everything of this cluster.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// The directory with the server's data, `PGDATA`.
     pub fn data_dir(&self) -> PathBuf {
         self.directory.join("data")

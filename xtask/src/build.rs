@@ -51,7 +51,8 @@ pub fn command(shell: &Shell, pg_config: Option<&Path>, args: &InstallArgs) -> R
 pub fn library(shell: &Shell, pg_config: &PgConfig, profile: Profile) -> Result<PathBuf> {
     let feature = pg_config.feature();
     let release = profile.flag();
-    cmd!(shell, "cargo build --package bqx --lib --no-default-features --features {feature} {release...}").run()?;
+    cmd!(shell, "cargo build --package bqx --lib --no-default-features --features {feature} {release...}")
+        .run()?;
     Ok(target_dir().join(profile.folder()).join("libbqx.so"))
 }
 
@@ -102,14 +103,17 @@ fn place(shell: &Shell, source: &Path, target: &Path, mode: u32) -> Result<()> {
     let name = target.file_name().context("files have names")?.to_string_lossy();
     let new = target.with_file_name(format!(".{name}.new"));
     if is_writable(target.parent().context("files lie in folders")?) {
-        let copied = fs::copy(source, &new).and_then(|_| fs::set_permissions(&new, fs::Permissions::from_mode(mode)));
-        copied.and_then(|()| fs::rename(&new, target)).with_context(|| format!("cannot write {}", target.display()))
+        let copied =
+            fs::copy(source, &new).and_then(|_| fs::set_permissions(&new, fs::Permissions::from_mode(mode)));
+        copied
+            .and_then(|()| fs::rename(&new, target))
+            .with_context(|| format!("cannot write {}", target.display()))
     } else {
-        let root = setup::root_prefix(shell)
+        let as_root = setup::root_runner(shell)
             .with_context(|| format!("cannot write {}: run this as root, or allow sudo", target.display()))?;
         let mode = format!("{mode:o}");
-        cmd!(shell, "{root...} install -m {mode} {source} {new}").run()?;
-        Ok(cmd!(shell, "{root...} mv -f {new} {target}").run()?)
+        cmd!(shell, "{as_root} install -m {mode} {source} {new}").run()?;
+        Ok(cmd!(shell, "{as_root} mv -f {new} {target}").run()?)
     }
 }
 

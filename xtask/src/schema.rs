@@ -66,7 +66,8 @@ fn generate(shell: &Shell, pg_config: &PgConfig) -> Result<String> {
     build::library(shell, pg_config, Profile::Debug)?;
     let feature = pg_config.feature();
     let raw = target_dir().join("schema.sql");
-    cmd!(shell, "cargo pgrx schema {feature} --package bqx --no-default-features --skip-build --out {raw}").run()?;
+    cmd!(shell, "cargo pgrx schema {feature} --package bqx --no-default-features --skip-build --out {raw}")
+        .run()?;
     Ok(normalise(&shell.read_file(raw)?))
 }
 
@@ -74,7 +75,7 @@ fn generate(shell: &Shell, pg_config: &PgConfig) -> Result<String> {
 fn normalise(raw: &str) -> String {
     let mut script = HEADER.to_owned();
     for line in raw.strip_prefix(FOREIGN_HEADER).unwrap_or(raw).lines() {
-        script.push_str(without_line_number(line).trim_end());
+        script.push_str(without_line_number(line));
         script.push('\n');
     }
     script
@@ -99,6 +100,6 @@ mod tests {
     #[test]
     fn line_numbers_of_sources_go_and_nothing_else() {
         let raw = format!("{FOREIGN_HEADER}\n-- src/m1.rs:12\n-- bqx::m1::f\nSELECT 'a.rs:12'; \n");
-        assert_eq!(normalise(&raw), format!("{HEADER}\n-- src/m1.rs\n-- bqx::m1::f\nSELECT 'a.rs:12';\n"));
+        assert_eq!(normalise(&raw), format!("{HEADER}\n-- src/m1.rs\n-- bqx::m1::f\nSELECT 'a.rs:12'; \n"));
     }
 }

@@ -47,14 +47,15 @@ pub fn prepare(shell: &Shell, explicit: Option<&Path>, purpose: Purpose) -> Resu
     Ok(found)
 }
 
-/// How to run something as root: nothing before it, or sudo. None where we may not.
-pub fn root_prefix(shell: &Shell) -> Option<&'static [&'static str]> {
+/// The program to run commands as root with: sudo, or `env` where we are root. None where we may not.
+pub fn root_runner(shell: &Shell) -> Option<&'static str> {
     if rustix::process::geteuid().is_root() {
-        return Some(&[]);
+        return Some("env");
     }
-    let without_password = || cmd!(shell, "sudo -n true").quiet().ignore_stdout().ignore_stderr().run().is_ok();
+    let without_password =
+        || cmd!(shell, "sudo -n true").quiet().ignore_stdout().ignore_stderr().run().is_ok();
     let with_password = || std::io::stdin().is_terminal();
-    (on_path("sudo") && (without_password() || with_password())).then_some(&["sudo"])
+    (on_path("sudo") && (without_password() || with_password())).then_some("sudo")
 }
 
 /// Something that has to be there.
@@ -83,20 +84,21 @@ fn missing_things(explicit: Option<&Path>, purpose: Purpose) -> Vec<Thing> {
 
 fn install_missing(shell: &Shell, explicit: Option<&Path>, purpose: Purpose) -> Result<()> {
     let missing = missing_things(explicit, purpose);
-    let prefix = root_prefix(shell);
-    let (true, Some(prefix)) = (on_path("apt-get"), prefix) else {
+    let as_root = root_runner(shell);
+    let (true, Some(as_root)) = (on_path("apt-get"), as_root) else {
         bail!(
             "missing: {missing:?}. As root, on Debian or Ubuntu:\n    apt-get update && apt-get install -y {}",
             packages(shell, &missing)?.join(" ")
         );
     };
     console::headline("packages");
-    cmd!(shell, "{prefix...} apt-get update --quiet").run()?;
+    cmd!(shell, "{as_root} apt-get update --quiet").run()?;
     let packages = packages(shell, &missing)?;
-    println!("Installing {}", packages.join(" "));
-    cmd!(shell, "{prefix...} sh -eu -c {INSTALL} install {packages...}").quiet().run()?;
+    let names = packages.join(" ");
+    println!("Installing {names}");
+    cmd!(shell, "{as_root} sh -eu -c {INSTALL} install {packages...}").quiet().run()?;
     let still = missing_things(explicit, purpose);
-    ensure!(still.is_empty(), "still missing after installing {}: {still:?}", packages.join(" "));
+    ensure!(still.is_empty(), "still missing after installing {names}: {still:?}");
     Ok(())
 }
 
@@ -124,12 +126,15 @@ fn packages(shell: &Shell, things: &[Thing]) -> Result<Vec<String>> {
 
 /// The newest server that is there, perhaps without headers.
 fn installed_server() -> Option<u32> {
-    SUPPORTED_MAJORS.rev().find(|major| Path::new(&format!("/usr/lib/postgresql/{major}/bin/postgres")).is_file())
+    SUPPORTED_MAJORS
+        .rev()
+        .find(|major| Path::new(&format!("/usr/lib/postgresql/{major}/bin/postgres")).is_file())
 }
 
 /// The server that the distribution has.
 fn packaged_server(shell: &Shell) -> Result<u32> {
-    let policy = cmd!(shell, "apt-cache policy postgresql").quiet().ignore_stderr().read().unwrap_or_default();
+    let policy =
+        cmd!(shell, "apt-cache policy postgresql").quiet().ignore_stderr().read().unwrap_or_default();
     match candidate_major(&policy) {
         Some(major) if SUPPORTED_MAJORS.contains(&major) => Ok(major),
         Some(major) => bail!("the distribution has PostgreSQL {major}, which is not supported"),
@@ -163,12 +168,18 @@ fn has_libclang() -> bool {
         }
     }
     places.iter().any(|place| {
-        std::fs::read_dir(place).into_iter().flatten().flatten().any(|file| is_libclang(&file.file_name().to_string_lossy()))
+        std::fs::read_dir(place)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .any(|file| is_libclang(&file.file_name().to_string_lossy()))
     })
 }
 
 fn is_libclang(file: &str) -> bool {
-    (file.starts_with("libclang.so") || file.starts_with("libclang-")) && file.contains(".so") && !file.contains("cpp")
+    (file.starts_with("libclang.so") || file.starts_with("libclang-"))
+        && file.contains(".so")
+        && !file.contains("cpp")
 }
 
 fn on_path(program: &str) -> bool {
