@@ -92,7 +92,8 @@ BEGIN
     IF recorded.baseline_time IS NULL THEN
         finding.ok := bqx._column_type(m1, 'rate_index') IS NOT NULL;
         finding.detail := CASE WHEN finding.ok THEN 'no baseline recorded: the table has its own rate_index'
-                          ELSE format('no baseline and no rate_index: CALL bqx.set_baselines(pairs => ARRAY[%L]);', pair) END;
+                          ELSE format('no baseline and no rate_index: CALL bqx.set_baselines(pairs => ARRAY[%L]);',
+                                      pair) END;
         RETURN finding;
     END IF;
     finding.month := bqx._month_of(recorded.baseline_time);
@@ -143,9 +144,9 @@ BEGIN
        INTO seen USING bqx._month_start(month), bqx._month_start(bqx._next_month(month)), baseline;
     finding.ok := seen.bad_closes = 0 AND seen.bad_indexes = 0;
     finding.detail := concat_ws('; ',
-        CASE WHEN seen.bad_closes > 0 THEN format('close is not a positive finite number on %s bars, first at %s',
+        CASE WHEN seen.bad_closes > 0 THEN format('close is not a positive finite number (bars: %s, first at %s)',
                                                   seen.bad_closes, bqx._utc_text(seen.bad_close_at)) END,
-        CASE WHEN seen.bad_indexes > 0 THEN format('rate_index is not %s on %s bars, first at %s',
+        CASE WHEN seen.bad_indexes > 0 THEN format('rate_index is not %s (bars: %s, first at %s)',
                   coalesce(format('close / %s * 100', baseline), 'a positive finite number'),
                   seen.bad_indexes, bqx._utc_text(seen.bad_index_at)) END,
         CASE WHEN finding.ok THEN format('%s bars', seen.bars) END);
@@ -196,8 +197,8 @@ BEGIN
         gaps := ARRAY(
             SELECT to_char(m, 'YYYY-MM') FROM unnest(months) AS m
              WHERE NOT tstzrange(bqx._month_start(m), bqx._month_start(bqx._next_month(m)))
-                       <@ coalesce((SELECT range_agg(tstzrange(p.from_ts, p.to_ts)) FROM bqx._partitions(derived) AS p),
-                                   '{}'::tstzmultirange)
+                       <@ coalesce((SELECT range_agg(tstzrange(p.from_ts, p.to_ts))
+                                      FROM bqx._partitions(derived) AS p), '{}'::tstzmultirange)
              ORDER BY m);
     END IF;
     RETURN ROW('schema', family, pair, NULL,
@@ -208,7 +209,8 @@ BEGIN
             CASE WHEN wrong_types <> '{}' THEN 'of another type: ' || bqx._listed(wrong_types, 5) END,
             CASE WHEN gaps <> '{}' THEN 'no partition for ' || bqx._listed(gaps, 12) END,
             CASE WHEN lacking <> '{}' THEN 'lacks ' || bqx._listed(lacking, 5) END,
-            CASE WHEN own.foreign_names <> '{}' THEN 'not of bqx: ' || bqx._listed(own.foreign_names, 5) END))::bqx._finding;
+            CASE WHEN own.foreign_names <> '{}' THEN 'not of bqx: ' || bqx._listed(own.foreign_names, 5) END)
+        )::bqx._finding;
 END
 $$;
 
@@ -233,8 +235,9 @@ $$;
 CREATE FUNCTION bqx._null_fault(family text, derived regclass) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT coalesce(string_agg(format('num_nulls(%s) <> CASE WHEN at < coalesce($3[%s], ''infinity'') THEN %s ELSE 0 END',
-                                      columns, lookback + 1, n), ' OR '), 'false')
+    SELECT coalesce(string_agg(format(
+               'num_nulls(%s) <> CASE WHEN at < coalesce($3[%s], ''infinity'') THEN %s ELSE 0 END',
+               columns, lookback + 1, n), ' OR '), 'false')
       FROM (SELECT c.lookback, count(*) AS n, string_agg(quote_ident(c.name), ', ') AS columns
               FROM bqx._value_columns(family, derived) AS c
              WHERE c.lookback > 0 GROUP BY c.lookback) AS by_window
@@ -282,8 +285,8 @@ $$;
 -- Rows of one month beside its bars: all that one scan of both can tell.
 CREATE FUNCTION bqx._compared_with_bars(
     family text, m1 regclass, derived regclass, month date, first_bars timestamp with time zone[],
-    OUT n bigint, OUT bars bigint, OUT without_bar bigint, OUT without_row bigint, OUT unlike_at timestamp with time zone,
-    OUT different_times bigint, OUT null_faults bigint, OUT null_fault_at timestamp with time zone,
+    OUT n bigint, OUT bars bigint, OUT without_bar bigint, OUT without_row bigint,
+    OUT unlike_at timestamp with time zone, OUT different_times bigint, OUT null_faults bigint, OUT null_fault_at timestamp with time zone,
     OUT infinite bigint, OUT infinite_at timestamp with time zone,
     OUT index_faults bigint, OUT index_fault_at timestamp with time zone,
     OUT first_row timestamp with time zone, OUT last_row timestamp with time zone)
@@ -337,23 +340,23 @@ BEGIN
         seen.n = seen.bars AND seen.without_bar = 0 AND seen.without_row = 0,
         format('%s rows, %s bars', seen.n, seen.bars)
         || CASE WHEN seen.unlike_at IS NULL THEN ''
-           ELSE format('; %s rows without a bar and %s bars without a row, first at %s',
+           ELSE format('; rows without a bar: %s, bars without a row: %s, first at %s',
                        seen.without_bar, seen.without_row, bqx._utc_text(seen.unlike_at)) END)::bqx._finding;
     RETURN NEXT ROW('unique_timestamps', family, pair, month, seen.n = seen.different_times,
         format('%s rows, %s different ts_utc', seen.n, seen.different_times))::bqx._finding;
     RETURN NEXT ROW('null_distribution', family, pair, month, seen.null_faults = 0,
         CASE WHEN seen.null_faults = 0 THEN 'NULL exactly where fewer bars precede than the window has'
-        ELSE format('%s rows with metrics wrongly NULL or not NULL, first at %s (%s)', seen.null_faults,
+        ELSE format('wrongly NULL or not NULL (rows: %s, first at %s: %s)', seen.null_faults,
                     bqx._utc_text(seen.null_fault_at),
                     bqx._faulty_columns('null', family, derived, seen.null_fault_at, first_bars)) END)::bqx._finding;
     RETURN NEXT ROW('finite', family, pair, month, seen.infinite = 0,
         CASE WHEN seen.infinite = 0 THEN 'no NaN and no infinity'
-        ELSE format('%s rows with NaN or infinity, first at %s (%s)', seen.infinite, bqx._utc_text(seen.infinite_at),
+        ELSE format('NaN or infinity (rows: %s, first at %s: %s)', seen.infinite, bqx._utc_text(seen.infinite_at),
                     bqx._faulty_columns('finite', family, derived, seen.infinite_at, first_bars)) END)::bqx._finding;
     RETURN NEXT ROW('index_range', family, pair, month, seen.index_faults = 0,
         CASE WHEN bqx._column_type(derived, 'rate_index') IS NULL THEN 'no column rate_index'
              WHEN seen.index_faults = 0 THEN 'rate_index is that of M1'
-        ELSE format('rate_index is not that of M1 on %s rows, first at %s', seen.index_faults,
+        ELSE format('rate_index is not that of M1 (rows: %s, first at %s)', seen.index_faults,
                     bqx._utc_text(seen.index_fault_at)) END)::bqx._finding;
 END
 $$;
@@ -424,8 +427,8 @@ AS $$
           FROM frame, unnest(windows) AS w JOIN series ON i BETWEEN cardinality(bars) - w AND cardinality(bars) - 1
          WHERE w < n
     ), sums AS (  -- s0 … s4: sums of powers of x; t0 … t2: sums of y, x y, x^2 y
-        SELECT w, count(*)::numeric AS s0, sum(x) AS s1, sum(x * x) AS s2, sum(x * x * x) AS s3, sum(x * x * x * x) AS s4,
-               sum(y) AS t0, sum(x::numeric * y) AS t1, sum((x * x)::numeric * y) AS t2, sum(y::numeric * y) AS squares,
+        SELECT w, count(*)::numeric AS s0, sum(x) AS s1, sum(x * x) AS s2, sum(x * x * x) AS s3,
+               sum(x * x * x * x) AS s4, sum(y) AS t0, sum(x::numeric * y) AS t1, sum((x * x)::numeric * y) AS t2, sum(y::numeric * y) AS squares,
                min(y) FILTER (WHERE x = 0)::numeric AS oldest, min(y) FILTER (WHERE x = w - 1)::numeric AS newest,
                max(p) AS p_max, max(p) - min(p) AS spread
           FROM points GROUP BY w
@@ -437,7 +440,8 @@ AS $$
                s4 * (s2 * t0 - t1 * s1) - s3 * (s3 * t0 - t1 * s2) + t2 * (s3 * s1 - s2 * s2) AS dc
           FROM sums AS s
     ), fits AS (  -- times d, so still integers
-        SELECT f.*, da * x_end * x_end + db * x_end + dc AS yhat_d, squares * d - (da * t2 + db * t1 + dc * t0) AS residuals_d,
+        SELECT f.*, da * x_end * x_end + db * x_end + dc AS yhat_d,
+               squares * d - (da * t2 + db * t1 + dc * t0) AS residuals_d,
                w * squares - t0 * t0 AS total_w, c.y::numeric AS current, one,
                1e-9 * spread + 2.0::double precision ^ -48 * p_max AS allowed
           FROM frame, determinants AS f, series AS c WHERE c.i = n
@@ -499,7 +503,7 @@ AS $$
         UNION ALL
         SELECT r.* FROM windows AS w, bqx._recomputed_reg(bars, w.lengths) AS r WHERE family = 'reg'
     )
-    SELECT format('%s: %s', bqx._utc_text(at),
+    SELECT format('row %s: %s', bqx._utc_text(at),
                   bqx._listed(array_agg(format('%s is %s, recomputed %s', c.name, stored[c.i], r.value) ORDER BY c.i), 2))
       FROM columns AS c JOIN recomputed AS r USING (name)
      WHERE stored[c.i] < 'Infinity' AND stored[c.i] > '-Infinity'
@@ -527,7 +531,8 @@ DECLARE
 BEGIN
     IF first_row IS NOT NULL AND lookback > 0 AND bqx._column_type(m1, 'rate_index') IS NOT NULL THEN
         instants := ARRAY(
-            SELECT first_row + make_interval(secs => random() * extract(epoch FROM last_row - first_row)::double precision)
+            SELECT first_row + make_interval(
+                       secs => random() * extract(epoch FROM last_row - first_row)::double precision)
               FROM generate_series(1, sample_size));
         IF bqx._month_of(first_complete) = month THEN
             instants := instants || first_complete;
@@ -548,14 +553,16 @@ END
 $$;
 
 -- Is the month computed from the bars that are there now?
-CREATE FUNCTION bqx._verify_fresh(family text, pair text, m1 regclass, derived regclass, month date) RETURNS bqx._finding
+CREATE FUNCTION bqx._verify_fresh(family text, pair text, m1 regclass, derived regclass, month date)
+RETURNS bqx._finding
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     finding bqx._finding := ROW('stale', family, pair, month, false, NULL);
-    recorded record := bqx._recorded_month(family, pair, month);
+    recorded record;
     present record;
 BEGIN
+    SELECT r.* INTO recorded FROM bqx._recorded_month(family, pair, month) AS r;
     BEGIN
         SELECT f.input_fingerprint, f.bars INTO present
           FROM bqx._input_fingerprint(family, m1, bqx._month_start(month), bqx._month_start(bqx._next_month(month)),
@@ -571,13 +578,14 @@ BEGIN
     finding.detail := CASE
         WHEN recorded.input_fingerprint IS NULL THEN CASE WHEN finding.ok THEN 'no bars' ELSE 'not computed yet' END
         WHEN finding.ok THEN 'computed from these bars'
-        ELSE 'M1 changed since: CALL bqx.backfill();' END;
+        ELSE 'M1 or the table''s columns changed since: CALL bqx.backfill();' END;
     RETURN finding;
 END
 $$;
 
 -- All checks of one pair.
-CREATE FUNCTION bqx._verify_pair(families text[], pair text, from_month date, to_month date) RETURNS SETOF bqx._finding
+CREATE FUNCTION bqx._verify_pair(families text[], pair text, from_month date, to_month date)
+RETURNS SETOF bqx._finding
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE

@@ -90,7 +90,7 @@ fn arithmetic() -> impl Strategy<Value = Arithmetic> {
 }
 
 proptest! {
-    #![proptest_config(config(2_000))]
+    #![proptest_config(config(1_000))]
 
     #[test]
     fn short_windows(
