@@ -26,7 +26,8 @@ CREATE FUNCTION bqx._job_line(
     percent numeric, error text) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT concat_ws(' ', format('[W%s]', coalesce(to_char(worker, 'FM9900'), '--')), pair, to_char(month, 'YYYY-MM'), family,
+    SELECT concat_ws(' ', format('[W%s]', coalesce(to_char(worker, 'FM9900'), '--')),
+        pair, to_char(month, 'YYYY-MM'), family,
         CASE state WHEN 'done' THEN to_char(rows_written, 'FM999,999,999,990') || ' rows' ELSE state END,
         to_char(seconds, 'FM999990.00') || ' s', to_char(percent, 'FM990.0') || ' %',
         CASE state WHEN 'failed' THEN left(replace(error, E'\n', ' '), 120) END)
@@ -58,7 +59,7 @@ SELECT f.family, p.pair,
   JOIN pg_catalog.pg_class AS c ON c.relnamespace = 'bqx'::pg_catalog.regnamespace
                                AND c.relname = bqx._derived_name(f.family, p.pair) AND c.relkind IN ('r', 'p')
  WHERE pg_catalog.has_table_privilege(c.oid, 'SELECT');
-COMMENT ON VIEW bqx.storage IS 'Partitions, rows (as the ledger has them) and bytes with indexes of every derived table';
+COMMENT ON VIEW bqx.storage IS 'Partitions, rows (as the ledger has them) and bytes (with indexes) of derived tables';
 
 -- The latest run that the current user may see. Each section's label stands before its first line.
 CREATE VIEW bqx.dashboard WITH (security_barrier) AS

@@ -269,8 +269,8 @@ $$;
 
 -- Names the columns of a row that are wrongly NULL or not (`about` null), or not finite.
 CREATE FUNCTION bqx._faulty_columns(
-    about text, family text, derived regclass, faulty_at timestamp with time zone, first_bars timestamp with time zone[])
-RETURNS text
+    about text, family text, derived regclass, faulty_at timestamp with time zone,
+    first_bars timestamp with time zone[]) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT bqx._listed(array_agg(c.name ORDER BY c.i), 3)
@@ -286,7 +286,8 @@ $$;
 CREATE FUNCTION bqx._compared_with_bars(
     family text, m1 regclass, derived regclass, month date, first_bars timestamp with time zone[],
     OUT n bigint, OUT bars bigint, OUT without_bar bigint, OUT without_row bigint,
-    OUT unlike_at timestamp with time zone, OUT different_times bigint, OUT null_faults bigint, OUT null_fault_at timestamp with time zone,
+    OUT unlike_at timestamp with time zone, OUT different_times bigint,
+    OUT null_faults bigint, OUT null_fault_at timestamp with time zone,
     OUT infinite bigint, OUT infinite_at timestamp with time zone,
     OUT index_faults bigint, OUT index_fault_at timestamp with time zone,
     OUT first_row timestamp with time zone, OUT last_row timestamp with time zone)
@@ -428,7 +429,8 @@ AS $$
          WHERE w < n
     ), sums AS (  -- s0 … s4: sums of powers of x; t0 … t2: sums of y, x y, x^2 y
         SELECT w, count(*)::numeric AS s0, sum(x) AS s1, sum(x * x) AS s2, sum(x * x * x) AS s3,
-               sum(x * x * x * x) AS s4, sum(y) AS t0, sum(x::numeric * y) AS t1, sum((x * x)::numeric * y) AS t2, sum(y::numeric * y) AS squares,
+               sum(x * x * x * x) AS s4, sum(y) AS t0, sum(x::numeric * y) AS t1, sum((x * x)::numeric * y) AS t2,
+               sum(y::numeric * y) AS squares,
                min(y) FILTER (WHERE x = 0)::numeric AS oldest, min(y) FILTER (WHERE x = w - 1)::numeric AS newest,
                max(p) AS p_max, max(p) - min(p) AS spread
           FROM points GROUP BY w
@@ -503,8 +505,8 @@ AS $$
         UNION ALL
         SELECT r.* FROM windows AS w, bqx._recomputed_reg(bars, w.lengths) AS r WHERE family = 'reg'
     )
-    SELECT format('row %s: %s', bqx._utc_text(at),
-                  bqx._listed(array_agg(format('%s is %s, recomputed %s', c.name, stored[c.i], r.value) ORDER BY c.i), 2))
+    SELECT format('row %s: %s', bqx._utc_text(at), bqx._listed(array_agg(
+               format('%s is %s, recomputed %s', c.name, stored[c.i], r.value) ORDER BY c.i), 2))
       FROM columns AS c JOIN recomputed AS r USING (name)
      WHERE stored[c.i] < 'Infinity' AND stored[c.i] > '-Infinity'
        AND NOT abs(stored[c.i] - r.value) <= r.tolerance + c.rounding + c.relative_rounding * abs(r.value)

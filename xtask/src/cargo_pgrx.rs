@@ -22,7 +22,9 @@ pub fn ensure_installed(shell: &Shell) -> Result<()> {
         return Ok(());
     }
     console::headline(&format!("cargo-pgrx {VERSION}, into {} (some 4 minutes, once)", root.display()));
-    cmd!(shell, "cargo install cargo-pgrx --version {VERSION} --locked --debug --root {root}").run()?;
+    // Its default features would ask for OpenSSL's headers, to download PostgreSQL with; nothing here does that.
+    let options = ["--locked", "--debug", "--no-default-features"];
+    cmd!(shell, "cargo install cargo-pgrx --version {VERSION} {options...} --root {root}").run()?;
     ensure!(is_right_version(shell), "cargo pgrx is not {VERSION} even after installing it");
     Ok(())
 }
