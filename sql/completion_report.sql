@@ -93,12 +93,20 @@ RETURNS TABLE (family text, pair text, rows bigint, months int, months_total int
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    reported_pairs text[];
     reported_pair text;
     of_pair bqx._completion[];
     lines bqx._completion[] := '{}';
 BEGIN
-    FOREACH reported_pair IN ARRAY bqx._pairs_with_bars() LOOP
-        BEGIN  -- rolled back to give the partitions' locks back, as in verify()
+    -- Subtransactions are rolled back to give the partitions' locks back, as in verify().
+    BEGIN
+        reported_pairs := bqx._pairs_with_bars();
+        RAISE SQLSTATE 'BQX00';
+    EXCEPTION
+        WHEN SQLSTATE 'BQX00' THEN NULL;
+    END;
+    FOREACH reported_pair IN ARRAY reported_pairs LOOP
+        BEGIN
             of_pair := ARRAY(SELECT l FROM bqx._completion_of_pair(reported_pair) AS l);
             RAISE SQLSTATE 'BQX00';
         EXCEPTION

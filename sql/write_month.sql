@@ -21,15 +21,15 @@ AS $$
       FROM pg_class AS c WHERE c.oid = derived
 $$;
 
--- A partition that can be filled the fast way, in this transaction: a new one (not attached yet), or an empty one
--- with fresh storage. NULL: the month has rows, a partition of another shape, or readers at this moment.
+-- A partition that can be filled the fast way, in this transaction: a new one (not attached yet), or one that never
+-- held a row, with fresh storage. NULL: the month has rows, a partition of another shape, or readers at this moment.
+-- Empty is not enough: rows deleted lately are still there for older snapshots, which TRUNCATE would rob of them.
 CREATE FUNCTION bqx._fresh_partition(family text, derived regclass, month date) RETURNS regclass
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     existing regclass;
     fits boolean;
-    is_empty boolean;
 BEGIN
     IF bqx._why_not_fast(family, derived) IS NOT NULL THEN
         RETURN NULL;
@@ -57,8 +57,7 @@ BEGIN
     IF NOT fits THEN
         RETURN NULL;
     END IF;
-    EXECUTE format('SELECT NOT EXISTS (SELECT FROM %s)', existing) INTO is_empty;
-    IF NOT is_empty THEN
+    IF pg_relation_size(existing) > 0 THEN
         RETURN NULL;
     END IF;
     BEGIN
@@ -67,8 +66,7 @@ BEGIN
     EXCEPTION
         WHEN lock_not_available THEN RETURN NULL;
     END;
-    EXECUTE format('SELECT NOT EXISTS (SELECT FROM %s)', existing) INTO is_empty;  -- still, now that it's locked
-    IF NOT is_empty THEN
+    IF pg_relation_size(existing) > 0 THEN  -- still none, now that it's locked?
         RETURN NULL;
     END IF;
     EXECUTE format('TRUNCATE %s', existing);
