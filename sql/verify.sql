@@ -54,11 +54,12 @@ END
 $$;
 
 -- Months to look at: those of the pair's data, and those in which a derived table has rows though M1 has no data.
-CREATE FUNCTION bqx._months_to_verify(pair text, derived regclass[], from_month date, to_month date) RETURNS date[]
+CREATE FUNCTION bqx._months_to_verify(data_months date[], derived regclass[], from_month date, to_month date)
+RETURNS date[]
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    months date[] := bqx._months_to_fill(pair, from_month, to_month);
+    months date[] := data_months;
     rel regclass;
     first_row timestamptz;
     last_row timestamptz;
@@ -382,14 +383,14 @@ AS $$
     WITH frame AS (
         SELECT cardinality(bars) AS n, bqx._units_per_one(bars) AS one
     ), series AS (
-        SELECT i, p, (p * f.one)::bigint AS y FROM frame AS f, unnest(bars) WITH ORDINALITY AS b (p, i)
+        SELECT i, p, (p * f.one)::bigint::numeric AS y FROM frame AS f, unnest(bars) WITH ORDINALITY AS b (p, i)
     ), sums AS (
-        SELECT w, sum(y) AS total, sum(y::numeric * y) AS squares, max(y)::numeric AS y_max, min(y)::numeric AS y_min,
-               max(p) AS p_max, min(p) AS p_min, min(y) FILTER (WHERE i = n - w)::numeric AS oldest
+        SELECT w, sum(y) AS total, sum(y * y) AS squares, max(y) AS y_max, min(y) AS y_min,
+               max(p) AS p_max, min(p) AS p_min, min(y) FILTER (WHERE i = n - w) AS oldest
           FROM frame, unnest(windows) AS w JOIN series ON i BETWEEN cardinality(bars) - w AND cardinality(bars) - 1
          WHERE w < n GROUP BY w
     ), metrics AS (
-        SELECT s.*, c.y::numeric AS current, one,
+        SELECT s.*, c.y AS current, one,
                sqrt(((w * squares - total * total) / (w::numeric * (w - 1)))::double precision) AS stdev_units
           FROM frame, sums AS s, series AS c WHERE c.i = n
     )
@@ -422,16 +423,15 @@ AS $$
     WITH frame AS (
         SELECT cardinality(bars) AS n, bqx._units_per_one(bars) AS one
     ), series AS (
-        SELECT i, p, (p * f.one)::bigint AS y FROM frame AS f, unnest(bars) WITH ORDINALITY AS b (p, i)
+        SELECT i, p, (p * f.one)::bigint::numeric AS y FROM frame AS f, unnest(bars) WITH ORDINALITY AS b (p, i)
     ), points AS (
         SELECT w, i - (n - w) AS x, y, p
           FROM frame, unnest(windows) AS w JOIN series ON i BETWEEN cardinality(bars) - w AND cardinality(bars) - 1
          WHERE w < n
     ), sums AS (  -- s0 … s4: sums of powers of x; t0 … t2: sums of y, x y, x^2 y
         SELECT w, count(*)::numeric AS s0, sum(x) AS s1, sum(x * x) AS s2, sum(x * x * x) AS s3,
-               sum(x * x * x * x) AS s4, sum(y) AS t0, sum(x::numeric * y) AS t1, sum((x * x)::numeric * y) AS t2,
-               sum(y::numeric * y) AS squares,
-               min(y) FILTER (WHERE x = 0)::numeric AS oldest, min(y) FILTER (WHERE x = w - 1)::numeric AS newest,
+               sum(x * x * x * x) AS s4, sum(y) AS t0, sum(x * y) AS t1, sum(x * x * y) AS t2, sum(y * y) AS squares,
+               min(y) FILTER (WHERE x = 0) AS oldest, min(y) FILTER (WHERE x = w - 1) AS newest,
                max(p) AS p_max, max(p) - min(p) AS spread
           FROM points GROUP BY w
     ), determinants AS (
@@ -444,7 +444,7 @@ AS $$
     ), fits AS (  -- times d, so still integers
         SELECT f.*, da * x_end * x_end + db * x_end + dc AS yhat_d,
                squares * d - (da * t2 + db * t1 + dc * t0) AS residuals_d,
-               w * squares - t0 * t0 AS total_w, c.y::numeric AS current, one,
+               w * squares - t0 * t0 AS total_w, c.y AS current, one,
                1e-9 * spread + 2.0::double precision ^ -48 * p_max AS allowed
           FROM frame, determinants AS f, series AS c WHERE c.i = n
     )
@@ -464,7 +464,7 @@ AS $$
 $$;
 
 -- rate_index of the bar at an instant and of up to `lookback` bars before, oldest first; NULL where there is no such
--- bar, or where they are not all positive finite numbers.
+-- bar, or where they are not all positive finite numbers that integers of one unit can stand for (_units_per_one).
 CREATE FUNCTION bqx._bars_up_to(m1 regclass, instant timestamp with time zone, lookback int) RETURNS double precision[]
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -477,7 +477,8 @@ BEGIN
     -- The last weeks will do, except after long gaps; the bound keeps the query off older partitions.
     FOREACH since IN ARRAY ARRAY[instant - make_interval(mins => 2 * lookback, hours => 96), '-infinity'] LOOP
         EXECUTE format(
-            'SELECT max(at), bool_and(p > 0 AND p < ''Infinity'') AND count(*) = count(p), array_agg(p ORDER BY at) '
+            'SELECT max(at), count(*) = count(p) AND CASE WHEN min(p) > 1e-280 AND max(p) < 1e280 '
+            '                                             THEN ln(max(p)) - ln(min(p)) < 40 END, array_agg(p ORDER BY at) '
             '  FROM (SELECT %1$s AS at, rate_index::double precision AS p FROM %2$s '
             '         WHERE time >= %3$s AND time <= %4$s ORDER BY time DESC LIMIT $3) AS bars',
             bqx._as_instant(m1, 'time'), m1, bqx._as_key(m1, 'time', '$1'), bqx._as_key(m1, 'time', '$2'))
@@ -594,7 +595,7 @@ DECLARE
     m1 regclass := bqx._m1_table(pair);
     data_months date[] := bqx._months_to_fill(pair, from_month, to_month);
     months date[] := bqx._months_to_verify(
-        pair, ARRAY(SELECT bqx._derived_table(f, pair) FROM unnest(families) AS f), from_month, to_month);
+        data_months, ARRAY(SELECT bqx._derived_table(f, pair) FROM unnest(families) AS f), from_month, to_month);
     family text;
     derived regclass;
     lookback int;

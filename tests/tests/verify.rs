@@ -307,7 +307,8 @@ fn details_name_the_row_and_the_column() {
     );
     let sample = detail_after(
         "recomputed_sample",
-        "UPDATE bqx.bqx_eurusd SET agg_bqx_range = 7 WHERE ts_utc = (SELECT time FROM bqx.m1_eurusd ORDER BY time OFFSET 75 LIMIT 1)",
+        "UPDATE bqx.bqx_eurusd SET agg_bqx_range = 7 WHERE ts_utc =
+             (SELECT time FROM bqx.m1_eurusd ORDER BY time OFFSET 75 LIMIT 1)",
     );
     assert!(
         sample.starts_with("row 2024-07-01 0") && sample.contains("agg_bqx_range is 7, recomputed 0.00"),
@@ -320,7 +321,8 @@ fn session_settings_change_nothing() {
     let (_db, mut session) = finished();
     let damage = "UPDATE bqx.bqx_eurusd SET rate_index = rate_index + 1e-12, w15_bqx_return = 'NaN'
                    WHERE ts_utc IN ('2024-07-31 23:59+00', '2024-08-01 00:00+00')";
-    let query = "SELECT string_agg(v::text, E'\\n') FROM (SELECT check_name, family, pair, to_char(month, 'YYYY-MM'), ok, detail
+    let query = "SELECT string_agg(v::text, E'\\n')
+                   FROM (SELECT check_name, family, pair, to_char(month, 'YYYY-MM'), ok, detail
                    FROM bqx.verify(NULL, '{eurusd}', '2024-07-31', '2024-08-31')) AS v";
     session.batch_execute(&format!("BEGIN; {damage}; SELECT setseed(0.5)")).unwrap();
     let usual = text(&mut session, query);
@@ -391,7 +393,8 @@ fn an_existing_table_with_other_types_and_fewer_columns_passes() {
     session
         .batch_execute(
             "INSERT INTO bqx.pairs (pair) VALUES ('oldusd');
-             CREATE TABLE bqx.m1_oldusd (id serial, time timestamp UNIQUE, close numeric(12,5), rate_index numeric(12,6));
+             CREATE TABLE bqx.m1_oldusd
+                 (id serial, time timestamp UNIQUE, close numeric(12,5), rate_index numeric(12,6));
              INSERT INTO bqx.m1_oldusd (time, close, rate_index)
                  SELECT t, p, p * 58 FROM (
                      SELECT t, round((1.1 + 0.02 * sin(extract(epoch FROM t) / 3000))::numeric, 5) AS p
@@ -429,7 +432,8 @@ fn an_existing_table_with_other_types_and_fewer_columns_passes() {
 fn the_completion_report_counts_what_is_there() {
     let (_db, mut session) = finished();
     let report = |session: &mut Client| -> Vec<String> {
-        let query = "SELECT concat_ws(' ', family, pair, rows, months || '/' || months_total, status) FROM bqx.completion_report()";
+        let query = "SELECT concat_ws(' ', family, pair, rows, months || '/' || months_total, status)
+                       FROM bqx.completion_report()";
         session.query(query, &[]).unwrap().iter().map(|row| row.get(0)).collect()
     };
     assert_eq!(
@@ -447,8 +451,8 @@ fn the_completion_report_counts_what_is_there() {
     let differences = text(
         &mut session,
         "WITH expected AS (
-             SELECT 'eurusd' AS pair, min(ts_utc), max(ts_utc), avg(rate_index) AS mean, stddev_samp(rate_index) AS stdev
-               FROM bqx.reg_eurusd
+             SELECT 'eurusd' AS pair, min(ts_utc), max(ts_utc), avg(rate_index) AS mean,
+                    stddev_samp(rate_index) AS stdev FROM bqx.reg_eurusd
              UNION ALL
              SELECT 'usdjpy', min(ts_utc), max(ts_utc), avg(rate_index), stddev_samp(rate_index) FROM bqx.reg_usdjpy),
          with_total AS (
@@ -464,7 +468,8 @@ fn the_completion_report_counts_what_is_there() {
     session
         .batch_execute(
             "BEGIN; DELETE FROM bqx.bqx_eurusd WHERE ts_utc = '2024-08-07 12:00+00'; DROP TABLE bqx.reg_usdjpy;
-             TRUNCATE bqx.reg_eurusd; UPDATE bqx.job_ledger SET state = 'failed' WHERE family = 'reg' AND pair = 'eurusd'",
+             TRUNCATE bqx.reg_eurusd;
+             UPDATE bqx.job_ledger SET state = 'failed' WHERE family = 'reg' AND pair = 'eurusd'",
         )
         .unwrap();
     let damaged = report(&mut session);
@@ -492,7 +497,8 @@ fn monitoring_shows_the_run_to_those_who_may_see_it() {
         newest.starts_with("[W00] usdjpy 2024-08 reg 30,926 rows ") && newest.ends_with(" s 100.0 %"),
         "{newest}"
     );
-    let progress = "SELECT string_agg(concat_ws(' ', family, pair, months_done, months_total, rows_written, percent, status),
+    let progress = "SELECT string_agg(concat_ws(' ', family, pair, months_done, months_total, rows_written,
+                                           percent, status),
                            E'\\n' ORDER BY family, pair) FROM bqx.pair_progress";
     assert_eq!(
         text(&mut session, progress),

@@ -127,8 +127,7 @@ impl<'a> Demo<'a> {
         work: impl FnOnce(&mut Self) -> Result<Option<u64>>,
     ) -> Result<()> {
         let (rows, elapsed) = console::timed(name, || work(self));
-        let rows = rows
-            .with_context(|| format!("{name} failed (server log: {})", self.cluster.log_file().display()))?;
+        let rows = rows.with_context(|| format!("{name} failed"))?;
         self.stages.push((name, elapsed, rows));
         Ok(())
     }
@@ -237,8 +236,7 @@ impl<'a> Demo<'a> {
     /// The usual baseline where a pair's bars reach over it, else the pair's first bar.
     fn set_baselines(&mut self) -> Result<Option<u64>> {
         let spans = self.spans()?;
-        let month_after = self.months_later(USUAL_START, 1)?;
-        let has_usual = |span: &Span| span.first < month_after && span.last.as_str() >= USUAL_START;
+        let has_usual = |span: &Span| &span.first[..10] <= USUAL_START && span.last.as_str() >= USUAL_START;
         let (usual, own): (Vec<Span>, Vec<Span>) = spans.into_iter().partition(has_usual);
         let usual: Vec<String> = usual.into_iter().map(|span| span.pair).collect();
         if !usual.is_empty() {
