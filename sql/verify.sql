@@ -477,12 +477,12 @@ BEGIN
     -- The last weeks will do, except after long gaps; the bound keeps the query off older partitions.
     FOREACH since IN ARRAY ARRAY[instant - make_interval(mins => 2 * lookback, hours => 96), '-infinity'] LOOP
         EXECUTE format(
-            'SELECT max(at), count(*) = count(p) AND CASE WHEN min(p) > 1e-280 AND max(p) < 1e280 '
-            '                                             THEN ln(max(p)) - ln(min(p)) < 40 END, array_agg(p ORDER BY at) '
+            'SELECT max(at), array_agg(p ORDER BY at), count(*) = count(p) '
+            '           AND CASE WHEN min(p) > 1e-280 AND max(p) < 1e280 THEN ln(max(p)) - ln(min(p)) < 40 END '
             '  FROM (SELECT %1$s AS at, rate_index::double precision AS p FROM %2$s '
             '         WHERE time >= %3$s AND time <= %4$s ORDER BY time DESC LIMIT $3) AS bars',
             bqx._as_instant(m1, 'time'), m1, bqx._as_key(m1, 'time', '$1'), bqx._as_key(m1, 'time', '$2'))
-           INTO newest, sound, bars USING since, instant, lookback + 1;
+           INTO newest, bars, sound USING since, instant, lookback + 1;
         EXIT WHEN cardinality(bars) > lookback;
     END LOOP;
     RETURN CASE WHEN newest = instant AND sound THEN bars END;

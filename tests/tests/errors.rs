@@ -882,6 +882,47 @@ fn tables_with_dependents_are_dropped_only_with_cascade() {
     assert_eq!(rows_by_month(&mut session, "bqx_gbpusd"), ["2024-07|960", "2024-08|960", "2024-09|960"]);
 }
 
+/// Something else has the name of a partition that is to be made.
+#[test]
+fn names_that_are_taken_are_reported() {
+    let db = Db::new("taken_names");
+    let mut session = db.connect();
+    make_bars(&mut session, "eurusd");
+    run(&mut session, "CREATE TABLE bqx.bqx_eurusd_2024_08 (x int); CREATE TABLE bqx.m1_eurusd_2024_12 (x int)");
+    run(&mut session, "CREATE TABLE bqx.m1_gbpusd_2024_07 (x int)");
+    let attach = ["ATTACH PARTITION bqx.bqx_eurusd_2024_08"];
+    assert_refused(&db, &mut session, &[
+        refused("CALL bqx.create_tables('{bqx}', '{eurusd}')", "42P07", &["bqx.bqx_eurusd_2024_08", "in the way"], &attach),
+        refused("CALL bqx.create_m1('{eurusd}', '2024-11-01', '2024-12-01')", "42P07", &["bqx.m1_eurusd_2024_12"], &["ATTACH PARTITION"]),
+        refused("CALL bqx.create_m1('{gbpusd}', '2024-06-01', '2024-07-01')", "42P07", &["bqx.m1_gbpusd_2024_07"], &["ATTACH PARTITION"]),
+        refused("CALL bqx.simulate_m1('{gbpusd}', '2024-07-01', '2024-07-01')", "42P07", &["bqx.m1_gbpusd_2024_07"], &["ATTACH PARTITION"]),
+    ]);
+}
+
+/// A baseline far from the date asked for is taken, with a warning; a week is not far.
+#[test]
+fn late_baselines_warn() {
+    let db = Db::new("late_baselines");
+    let (mut session, notices) = db.connect_with_notices();
+    make_bars(&mut session, "eurusd");
+    for (date, warns) in [("2024-07-25 00:00+00", false), ("2024-07-24 23:59+00", true), ("2024-07-17 00:00+00", true)] {
+        notices.take();
+        run(&mut session, &format!("CALL bqx.set_baselines('{date}', '{{eurusd}}')"));
+        let told = notices.take();
+        let warned = told.iter().any(|notice| notice.starts_with("WARNING: ") && notice.contains("eurusd") && notice.contains("7 days"));
+        assert_eq!(warned, warns, "{date}: {told:?}");
+        let recorded = "SELECT baseline_time AT TIME ZONE 'UTC', baseline_rate FROM bqx.baseline_rates";
+        assert_eq!(row(&mut session, recorded), "2024-08-01 00:00:00|1", "{date}");
+    }
+    // It is recorded only: what is computed from it must not mix with what was.
+    run(&mut session, "CALL bqx.index_m1('{eurusd}')");
+    run(&mut session, "CALL bqx.create_tables(pairs => '{eurusd}')");
+    run(&mut session, "CALL bqx.set_baselines('2024-07-01 00:10+00', '{eurusd}')");
+    assert_refused(&db, &mut session, &[
+        refused("CALL bqx.backfill(workers => 0)", "55000", &["eurusd"], &["CALL bqx.index_m1(ARRAY['eurusd']);"]),
+    ]);
+}
+
 /// Bars that are somebody's own are never mixed with simulated ones.
 #[test]
 fn simulated_bars_keep_off_others() {

@@ -626,6 +626,60 @@ fn partitions_are_made_for_what_existing_ones_leave_out() {
     assert_contains(&notice, &["4 bars loaded"]);
 }
 
+/// A bar far from the others costs its own month, not all those between.
+#[test]
+fn only_months_with_bars_get_partitions() {
+    let db = Db::new("far_months");
+    let mut loader = Loader::new(&db);
+    loader.load(Way::Load, "eurusd", format!("{JULY}2014-07-01 00:00,1.5,1.75,1.25,1.75\n"), "").unwrap();
+    let partitions = "SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'bqx.m1_eurusd'::regclass ORDER BY 1::text";
+    assert_eq!(rows(&mut loader.session, partitions), ["bqx.m1_eurusd_2014_07", "bqx.m1_eurusd_2024_07"]);
+}
+
+/// Bytes that are no text in the database's encoding are a bad row like any other.
+#[test]
+fn stray_bytes_are_a_bad_row() {
+    let db = Db::new("stray_bytes");
+    let mut loader = Loader::new(&db);
+    let file = [JULY.as_bytes(), b"2024-08-01 00:00,1.5,1.75,1.25,1.\xff75\n", AUGUST.as_bytes()].concat();
+    let error = loader.load(Way::Load, "eurusd", &file, "").unwrap_err();
+    assert!(error.code.starts_with("22"), "{error:?}");
+    assert!(loader.has_nothing("eurusd"));
+    assert_contains(&error.message, &[".csv, line 4: close"]);
+    let notice = loader.load(Way::Load, "eurusd", &file, "on_bad_row => 'skip'").unwrap();
+    assert_contains(&notice, &["3 bars loaded", "1 rejected"]);
+}
+
+/// A file that was put together from others has lines of both kinds.
+#[test]
+fn ends_of_lines_may_be_mixed() {
+    let db = Db::new("mixed_lines");
+    let mut loader = Loader::new(&db);
+    for file in [JULY.replacen('\n', "\r\n", 1), JULY.replacen('\n', "\r\n", 2), format!("{JULY}{}", AUGUST.replace('\n', "\r\n"))] {
+        let bars = file.lines().count() - 1;
+        let notice = loader.load(Way::Load, "eurusd", &file, "").unwrap();
+        assert_contains(&notice, &[&format!("{bars} bars loaded")]);
+        loader.forget("eurusd");
+    }
+}
+
+#[test]
+fn names_with_quotes_and_pairs_of_ones_own_work() {
+    let db = Db::new("names");
+    let mut loader = Loader::new(&db);
+    run(&mut loader.session, "INSERT INTO bqx.pairs (pair, base, quote) VALUES ('xau24', 'XAU', 'USD')");
+    let path = server().directory().join("it's \"bars\"; %s \\ $1.csv");
+    std::fs::write(&path, JULY.replace("1.25,1.625", "1.25,-1")).unwrap();
+    server().account().own(&path).unwrap();
+    let literal = path.to_str().unwrap().replace('\'', "''");
+    let error = error_of(&mut loader.session, &format!("CALL bqx.load_m1('XAU24', '{literal}')"));
+    assert_contains(&error.message, &[path.to_str().unwrap(), "line 3: close"]);
+    run(&mut loader.session, &format!("CALL bqx.load_m1('XAU24', '{literal}', on_bad_row => 'skip')"));
+    assert_eq!(loader.extent("xau24"), "1|2024-07-31 23:58|2024-07-31 23:58");
+    let source = "SELECT source FROM bqx.rejected_bars WHERE pair = 'xau24'";
+    assert_eq!(row(&mut loader.session, source), path.to_str().unwrap());
+}
+
 /// Reloading prices with more digits than the table's numeric columns keep changes nothing.
 #[test]
 fn what_a_column_rounds_is_equal_when_loaded_again() {
@@ -766,6 +820,7 @@ fn staging_is_closed_to_ordinary_roles() {
         assert_eq!(error_of(&mut user, sql).code, "42501", "{sql}");
         run(&mut user, "ROLLBACK");
     }
+    assert_eq!(row(&mut user, "SELECT count(*) FROM bqx._take_staged_lines()"), "0", "not another session's lines");
     stage(&mut user, JULY); // that is allowed
     let error = error_of(&mut user, "CALL bqx.ingest_m1('eurusd')");
     assert_eq!(error.code, "42501", "it may not make tables: {error:?}");
@@ -903,8 +958,9 @@ fn loads_at_once_take_turns() {
     assert_eq!(owner.extent("eurusd"), "1440|2024-07-01 00:00|2024-07-01 23:59");
 }
 
-/// A schema of objects that raise an error when called, to be put before all others in a search_path.
-fn make_hostile_schema(session: &mut Client) {
+/// Schemas of objects (`evil`) and of types (`evil_types`) that raise an error when used, to be put before all others in a
+/// search_path.
+fn make_hostile_schemas(session: &mut Client) {
     run(
         session,
         r"CREATE SCHEMA evil; GRANT USAGE ON SCHEMA evil TO PUBLIC;
@@ -947,7 +1003,8 @@ fn make_hostile_schema(session: &mut Client) {
 }
 
 /// All of a session's work, from files to derived rows.
-const WORK: [&str; 9] = [
+const WORK: [&str; 11] = [
+    "CALL bqx.ingest_m1('eurusd', on_bad_row => 'skip')",
     "CALL bqx.create_m1('{usdchf}', '2024-06-30', '2024-08-01')",
     "CALL bqx.load_m1('usdchf', '{dukascopy}')",
     "CALL bqx.set_baselines('2024-07-01 00:00+00', '{eurusd}')",
@@ -957,10 +1014,12 @@ const WORK: [&str; 9] = [
     "CALL bqx.create_tables('{bqx}', '{usdchf}', '2024-07-01', '2024-08-15', '{5,20}')",
     "CALL bqx.drop_tables('{bqx}', '{usdchf}')",
     "CALL bqx.drop_tables('{bqx}', '{usdchf}', cascade => true)",
+    // a bar that comes another way
+    "INSERT INTO bqx.m1_eurusd VALUES ('2024-07-30 00:00+00', 1.1, 1.1, 1.1, 1.1)",
 ];
 
-const SETTINGS: [&str; 17] = [
-    "",
+/// What the contract names, and any path with hostile objects.
+const NAMED_SETTINGS: [&str; 9] = [
     "SET TimeZone = 'Asia/Tokyo'",
     "SET TimeZone = 'America/St_Johns'; SET DateStyle = 'German, DMY'",
     "SET DateStyle = 'SQL, DMY'",
@@ -968,15 +1027,16 @@ const SETTINGS: [&str; 17] = [
     "SET extra_float_digits = -15",
     "SET extra_float_digits = 3; SET bytea_output = 'escape'",
     "SET search_path = evil, public, pg_catalog",
-    "SET search_path = evil_types, pg_catalog",
     "SET search_path = ''",
     "SET search_path = bqx, pg_temp",
-    "SET standard_conforming_strings = off",
-    "SET quote_all_identifiers = on",
-    "SET transform_null_equals = on",
+];
+
+const OTHER_SETTINGS: [&str; 5] = [
     "SET client_encoding = 'LATIN1'",
+    "SET quote_all_identifiers = on; SET transform_null_equals = on",
     "SET default_transaction_isolation = 'serializable'",
-    "SET plpgsql.variable_conflict = 'use_column'; SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_sort = off",
+    "SET plpgsql.variable_conflict = 'use_column'; SET enable_hashjoin = off; SET enable_sort = off",
+    "SET jit = on; SET jit_above_cost = 0; SET force_parallel_mode = on; SET row_security = off",
 ];
 
 fn hours(first_day: u32, line: impl Fn(u32, u32, u32, f64) -> String) -> String {
@@ -988,15 +1048,12 @@ fn hours(first_day: u32, line: impl Fn(u32, u32, u32, f64) -> String) -> String 
         .collect()
 }
 
-/// The same lines under all kinds of settings store the same, to the last bit.
-#[test]
-fn settings_of_the_session_do_not_matter() {
+/// Does the same work in a database for each setting, beginning with none, and compares what is then stored, to the
+/// last bit.
+fn assert_no_difference(name: &str, settings: &[&str]) {
     let iso = hours(1, |day, hour, minute, p| {
-        format!(
-            "2024-07-{day:02} {hour:02}:{minute:02}:00+00:00,{p},{},{},{p},{minute}\n",
-            p + 0.00012345678901234,
-            p - 0.0002
-        )
+        let (high, low) = (p + 0.00012345678901234, p - 0.0002);
+        format!("2024-07-{day:02} {hour:02}:{minute:02}:00+00:00,{p},{high},{low},{p},{minute}\n")
     });
     let dukascopy = hours(1, |day, hour, minute, p| {
         format!("{day:02}.07.2024 {hour:02}:{minute:02}:00.000,{p},{},{},{p},0.5\n", p + 0.0001, p - 0.0002)
@@ -1004,18 +1061,17 @@ fn settings_of_the_session_do_not_matter() {
     let histdata =
         "20240702 100000;1.5;1.75;1.25;1.625;7\n20240702 100100;1.5;1.75;1.25;1.6250000000000002;7\n";
     let dukascopy = server_file(format!("\u{feff}{dukascopy}").as_bytes());
-    let mut pictures: Vec<(&str, Vec<String>)> = Vec::new();
+    let mut usual = None;
     let mut wrong = Vec::new();
-    for (i, setting) in SETTINGS.into_iter().enumerate() {
-        let db = Db::new(&format!("settings_{i}"));
+    for (i, setting) in [""].iter().chain(settings).enumerate() {
+        let db = Db::new(&format!("{name}_{i}"));
         let mut loader = Loader::new(&db);
-        make_hostile_schema(&mut loader.session);
+        make_hostile_schemas(&mut loader.session);
         if !setting.is_empty() {
             run(&mut loader.session, setting);
         }
         loader.stage(&iso);
-        let loads = ["CALL bqx.ingest_m1('eurusd', on_bad_row => 'skip')"];
-        for call in loads.into_iter().chain(WORK) {
+        for call in WORK {
             if let Err(error) = attempt(&mut loader.session, &call.replace("{dukascopy}", &dukascopy)) {
                 wrong.push(format!("{setting}: {call}: {error:?}"));
             }
@@ -1023,43 +1079,106 @@ fn settings_of_the_session_do_not_matter() {
         if let Err(error) = loader.load(Way::Load, "gbpusd", histdata, "format => 'histdata'") {
             wrong.push(format!("{setting}: histdata: {error:?}"));
         }
-        // Bars that come by other ways, under the same settings
-        let insert = "INSERT INTO bqx.m1_eurusd VALUES ('2024-07-30 00:00+00', 1.1, 1.1, 1.1, 1.1)";
-        if let Err(error) = attempt(&mut loader.session, insert) {
-            wrong.push(format!("{setting}: {insert}: {error:?}"));
+        let stored = stored(&db);
+        match &usual {
+            None => {
+                assert!(stored[0].starts_with("4801|") && stored[3].starts_with("4800|"), "{stored:?}");
+                usual = Some(stored);
+            }
+            Some(usual) => wrong.extend(
+                stored.iter().zip(usual).filter(|(got, usual)| got != usual).map(|(got, usual)| {
+                    format!("{setting}: got {got}, usual {usual}")
+                }),
+            ),
         }
-        let tables = [
-            "SELECT * FROM bqx.m1_eurusd",
-            "SELECT * FROM bqx.m1_gbpusd",
-            "SELECT * FROM bqx.m1_usdchf",
-            "SELECT * FROM bqx.bqx_eurusd",
-            "SELECT to_jsonb(r) - 'created_at' FROM bqx.reg_eurusd AS r",
-            "SELECT pair, baseline_date, baseline_time, baseline_rate, applied_at IS NULL FROM bqx.baseline_rates",
-            "SELECT c.oid::regclass, pg_get_expr(c.relpartbound, c.oid) FROM pg_class AS c WHERE c.relispartition",
-            "SELECT family, pair, month, input_fingerprint, bars FROM bqx.month_ledger",
-        ];
-        let exists = |table: &str| {
-            let name = table.rsplit("bqx.").next().unwrap().split(' ').next().unwrap();
-            row(&mut db.connect(), &format!("SELECT to_regclass('bqx.{name}') IS NOT NULL")) == "t"
-        };
-        let sums = tables.map(|table| {
-            let sum = if table.contains("pg_class") || exists(table) {
-                checksum(&db, table)
-            } else {
-                "missing".to_owned()
-            };
-            format!("{sum} {table}")
-        });
-        pictures.push((setting, sums.to_vec()));
     }
-    let usual = &pictures[0].1;
-    for (setting, picture) in &pictures[1..] {
-        for (got, expected) in picture.iter().zip(usual) {
-            if got != expected {
-                wrong.push(format!("{setting}: got {got}, usual {expected}"));
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// Checksums of all that WORK leaves.
+fn stored(db: &Db) -> Vec<String> {
+    let tables = [
+        ("m1_eurusd", "SELECT * FROM bqx.m1_eurusd"),
+        ("m1_gbpusd", "SELECT * FROM bqx.m1_gbpusd"),
+        ("m1_usdchf", "SELECT * FROM bqx.m1_usdchf"),
+        ("bqx_eurusd", "SELECT * FROM bqx.bqx_eurusd"),
+        ("reg_eurusd", "SELECT to_jsonb(r) - 'created_at' FROM bqx.reg_eurusd AS r"),
+        (
+            "baseline_rates",
+            "SELECT pair, baseline_date, baseline_time, baseline_rate, applied_at IS NULL FROM bqx.baseline_rates",
+        ),
+        (
+            "pairs", // is always there: the partitions' bounds
+            "SELECT c.oid::regclass, pg_get_expr(c.relpartbound, c.oid) FROM pg_class AS c WHERE c.relispartition",
+        ),
+        ("month_ledger", "SELECT family, pair, month, input_fingerprint, bars FROM bqx.month_ledger"),
+    ];
+    let mut session = db.connect();
+    let sums = tables.map(|(name, query)| {
+        let is_there = row(&mut session, &format!("SELECT to_regclass('bqx.{name}') IS NOT NULL")) == "t";
+        let sum = if is_there { checksum(db, query) } else { "no table".to_owned() };
+        format!("{sum} {query}")
+    });
+    sums.to_vec()
+}
+
+#[test]
+fn time_zones_styles_and_paths_do_not_matter() {
+    assert_no_difference("named_settings", &NAMED_SETTINGS);
+}
+
+#[test]
+fn other_settings_do_not_matter() {
+    assert_no_difference("other_settings", &OTHER_SETTINGS);
+}
+
+/// Off, it changes what a backslash in a function's strings means.
+#[test]
+fn nonconforming_strings_do_not_matter() {
+    assert_no_difference("strings", &["SET standard_conforming_strings = off"]);
+}
+
+#[test]
+fn types_of_other_schemas_are_not_used() {
+    assert_no_difference("hostile_types", &["SET search_path = evil_types, pg_catalog"]);
+}
+
+/// The whole pipeline with background workers, whose sessions get the hostile path, too.
+#[test]
+fn hostile_objects_are_never_called_by_the_pipeline() {
+    let mut wrong = Vec::new();
+    for schema in ["evil", "evil_types"] {
+        let name = format!("pipeline_{schema}");
+        let db = Db::new(&name);
+        let mut session = db.connect();
+        make_hostile_schemas(&mut session);
+        stage(&mut session, JULY);
+        run(&mut session, "CALL bqx.ingest_m1('gbpusd')");
+        run(&mut session, "INSERT INTO bqx.pairs VALUES ('smallx', 'SML', 'USD')");
+        run(&mut session, &format!("ALTER DATABASE {name} SET search_path = {schema}, pg_catalog"));
+        let mut session = db.connect();
+        for call in [
+            "CALL bqx.simulate_m1('{smallx}', '2024-07-01', '2024-07-01')",
+            "CALL bqx.set_baselines('2024-07-01 00:00+00', '{gbpusd}')",
+            "CALL bqx.index_m1('{gbpusd}')",
+            "CALL bqx.create_tables(pairs => '{gbpusd}')",
+            "CALL bqx.backfill(pairs => '{gbpusd}', workers => 1)",
+            "CALL bqx.backfill(pairs => '{gbpusd}', workers => 0, force => true)",
+            "CALL bqx.run_pipeline('{gbpusd}', '2024-07-01 00:00+00', workers => 1)",
+            "SELECT FROM bqx.verify(pairs => '{gbpusd}')",
+            "SELECT FROM bqx.completion_report()",
+            "TABLE bqx.progress",
+            "TABLE bqx.pair_progress",
+            "TABLE bqx.recent",
+            "TABLE bqx.storage",
+            "TABLE bqx.dashboard",
+            "TABLE bqx.runs",
+            "TABLE bqx.jobs",
+        ] {
+            if let Err(error) = attempt(&mut session, call) {
+                wrong.push(format!("{schema}: {call}: {error:?}"));
             }
         }
     }
-    assert!(usual[0].starts_with("4801|") && usual[3].starts_with("4800|"), "{usual:?}");
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }

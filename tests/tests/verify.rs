@@ -413,11 +413,11 @@ fn an_existing_table_with_other_types_and_fewer_columns_passes() {
         "{schema}"
     );
 
-    // A unit of the column's last digit passes, more does not.
-    for (change, expected) in [("1e-10", &[][..]), ("1e-8", &["recomputed_sample bqx oldusd 2024-07"])] {
-        let damage = format!("UPDATE bqx.bqx_oldusd SET w15_bqx_return = w15_bqx_return + {change}");
-        assert_eq!(faults_after(&mut session, &damage, "'{bqx}', '{oldusd}'"), set(expected), "{change}");
-    }
+    let damage = "UPDATE bqx.bqx_oldusd SET w15_bqx_return = w15_bqx_return + 1e-8";
+    assert_eq!(
+        faults_after(&mut session, damage, "'{bqx}', '{oldusd}'"),
+        set(&["recomputed_sample bqx oldusd 2024-07"])
+    );
     // Without NOT NULL a row may have no time: it is in no month.
     let damage = "INSERT INTO bqx.bqx_oldusd (rate_index) VALUES (100)";
     assert_eq!(
