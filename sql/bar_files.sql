@@ -15,7 +15,7 @@ GRANT INSERT (line) ON bqx.m1_staging TO PUBLIC;
 CREATE FUNCTION bqx._take_staged_lines() RETURNS TABLE (line_no bigint, line text)
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-    DELETE FROM bqx.m1_staging AS s WHERE NOT bqx._session_is_alive(s.session_id);
+    DELETE FROM bqx.m1_staging AS s WHERE s.session_id NOT IN (SELECT bqx._live_sessions());
     WITH taken AS (
         DELETE FROM bqx.m1_staging AS s WHERE s.session_id = bqx._session_id() RETURNING s.line_id, s.line)
     SELECT row_number() OVER (ORDER BY t.line_id), t.line FROM taken AS t
@@ -68,15 +68,13 @@ EXCEPTION
 END
 $$;
 
--- A file's wall-clock time as an instant.
+-- A file's wall-clock time as an instant. RETURN, so that it is inlined: it runs for every line.
 CREATE FUNCTION bqx._to_instant(local_time timestamp, utc_offset interval, clock text)
 RETURNS timestamp with time zone
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT CASE WHEN utc_offset IS NOT NULL THEN (local_time - utc_offset) AT TIME ZONE 'UTC'
-                WHEN clock = 'histdata' THEN (local_time + interval '5 hours') AT TIME ZONE 'Europe/London'
-                ELSE local_time AT TIME ZONE clock END
-$$;
+LANGUAGE sql STABLE
+RETURN CASE WHEN utc_offset IS NOT NULL THEN (local_time - utc_offset) AT TIME ZONE 'UTC'
+            WHEN clock = 'histdata' THEN (local_time + interval '5 hours') AT TIME ZONE 'Europe/London'
+            ELSE local_time AT TIME ZONE clock END;
 
 -- Parses the lines in pg_temp.bqx_lines into pg_temp.bqx_bars; returns the format.
 CREATE FUNCTION bqx._parse_lines_into_bars(format text, time_zone text) RETURNS text
@@ -105,13 +103,13 @@ DECLARE
     repeats bigint;
 BEGIN
     CREATE TEMP TABLE bqx_repeats AS
-    SELECT b.line_no, f.line_no AS first_line,
-           (b.open, b.high, b.low, b.close, b.volume) IS NOT DISTINCT FROM
+    SELECT r.line_no, r.first_line,
+           (r.open, r.high, r.low, r.close, r.volume) IS NOT DISTINCT FROM
            (f.open, f.high, f.low, f.close, f.volume) AS is_equal
-      FROM pg_temp.bqx_bars AS b
-      JOIN (SELECT DISTINCT ON (time) * FROM pg_temp.bqx_bars
-             WHERE reason IS NULL ORDER BY time, line_no) AS f ON f.time = b.time AND f.line_no < b.line_no
-     WHERE b.reason IS NULL;
+      FROM (SELECT b.*, first_value(b.line_no) OVER (PARTITION BY b.time ORDER BY b.line_no) AS first_line
+              FROM pg_temp.bqx_bars AS b WHERE b.reason IS NULL) AS r
+      JOIN pg_temp.bqx_bars AS f ON f.line_no = r.first_line
+     WHERE r.line_no > r.first_line;
     DELETE FROM pg_temp.bqx_bars AS b USING pg_temp.bqx_repeats AS r WHERE r.line_no = b.line_no AND r.is_equal;
     GET DIAGNOSTICS repeats = ROW_COUNT;
     UPDATE pg_temp.bqx_bars AS b

@@ -45,17 +45,15 @@ fn _session_id() -> String {
 
 extension_sql!(
     r#"
--- Whether the session of this _session_id() still is. For callers that may see all of pg_stat_activity.
-CREATE FUNCTION bqx._session_is_alive(session_id text) RETURNS boolean
+-- The _session_id() of every session that is. For callers that may see all of pg_stat_activity.
+CREATE FUNCTION bqx._live_sessions() RETURNS SETOF text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT EXISTS (
-        SELECT FROM pg_stat_activity AS a
-         WHERE a.pid = split_part(session_id, '.', 1)::int
-           AND (extract(epoch FROM a.backend_start) - extract(epoch FROM timestamptz '2000-01-01 00:00:00+00'))
-               * 1000000 = split_part(session_id, '.', 2)::numeric)
+    SELECT a.pid || '.' || ((extract(epoch FROM a.backend_start)
+                             - extract(epoch FROM timestamptz '2000-01-01 00:00:00+00')) * 1000000)::bigint
+      FROM pg_stat_activity AS a WHERE a.backend_start IS NOT NULL
 $$;
 "#,
-    name = "session_is_alive",
+    name = "live_sessions",
     requires = [_session_id]
 );

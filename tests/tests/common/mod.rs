@@ -1,4 +1,5 @@
-//! What the tests of loading and of errors share: a session's answers as text, and a picture of all that is stored.
+//! What the tests of loading and of errors share: a session's answers as text, and a picture of all that is
+//! stored.
 
 use bqx_tests::{Db, SqlError};
 use postgres::{Client, SimpleQueryMessage};
@@ -42,13 +43,15 @@ pub fn row(session: &mut Client, query: &str) -> String {
     rows.remove(0)
 }
 
-/// Everything that is stored in the schemas `bqx` and `public`: each table with its columns, its triggers, a checksum of its
+/// Everything that is stored in the schemas `bqx` and `public`: each table with its columns, its triggers, a
+/// checksum of its
 /// rows, and each view. What a failed call must not have changed.
 pub fn picture(db: &Db) -> Vec<String> {
     let mut session = db.connect();
     let tables = rows(
         &mut session,
-        "SELECT c.oid::regclass, c.relkind, (SELECT string_agg(a.attname, ' ' ORDER BY a.attnum) FROM pg_attribute AS a \
+        "SELECT c.oid::regclass, c.relkind, (SELECT string_agg(a.attname, ' ' ORDER BY a.attnum) FROM \
+            pg_attribute AS a \
                   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
                 (SELECT count(*) FROM pg_trigger AS t WHERE t.tgrelid = c.oid), \
                 CASE WHEN c.relispartition THEN pg_get_expr(c.relpartbound, c.oid) END \
