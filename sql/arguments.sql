@@ -154,6 +154,19 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION bqx._check_workers(workers int) RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF workers < 0 THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('workers is %s', workers),
+            HINT = 'workers => 0 works in this session, N starts N background workers, NULL as many as useful.';
+    END IF;
+END
+$$;
+
 -- Lists in messages: the first few, then how many more.
 CREATE FUNCTION bqx._listed(items text[], shown int) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp

@@ -37,13 +37,14 @@ DECLARE
     written record;
     message text;
     detail text;
+    hint text;
     code text;
 BEGIN
     BEGIN
         FOREACH one_family IN ARRAY families LOOP
             IF NOT bqx._run_force(run_id) AND bqx._month_is_current(one_family, pair, month) THEN
                 PERFORM bqx._finish_job(run_id, one_family, pair, month, 'done', worker, started,
-                    r.bars, 0::bigint, r.input_fingerprint, NULL::text, NULL::text)
+                    r.bars, 0::bigint, r.input_fingerprint, NULL::text, NULL::text, NULL::text)
                    FROM bqx._recorded_month(one_family, pair, month) AS r;
             ELSE
                 todo := todo || one_family;
@@ -52,20 +53,21 @@ BEGIN
         IF todo <> '{}' THEN
             FOR written IN SELECT * FROM bqx._write_month(pair, todo, month) LOOP
                 PERFORM bqx._finish_job(run_id, written.family, pair, month, 'done', worker, started,
-                    written.bars, written.rows_written, written.input_fingerprint, NULL::text, NULL::text);
+                    written.bars, written.rows_written, written.input_fingerprint, NULL::text, NULL::text, NULL::text);
             END LOOP;
         END IF;
         RETURN true;
     EXCEPTION
         WHEN OTHERS THEN
-            GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, code = RETURNED_SQLSTATE;
+            GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL,
+                                    hint = PG_EXCEPTION_HINT, code = RETURNED_SQLSTATE;
     END;
     IF cardinality(families) > 1 THEN
         -- One family's trouble is not the other's: each on its own.
         RETURN (SELECT bool_and(bqx._run_jobs(run_id, pair, month, ARRAY[f], worker)) FROM unnest(families) AS f);
     END IF;
     PERFORM bqx._finish_job(run_id, families[1], pair, month, 'failed', worker, started, NULL::bigint, NULL::bigint,
-        NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code);
+        NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code, hint);
     RETURN false;
 END
 $$;
@@ -111,7 +113,7 @@ DECLARE
     has_baseline boolean := EXISTS (SELECT FROM bqx.baseline_rates AS b WHERE b.pair = $1);
     is_applied boolean := EXISTS (SELECT FROM bqx.baseline_rates AS b WHERE b.pair = $1 AND b.applied_at IS NOT NULL);
 BEGIN
-    IF bqx._column_type(m1, 'rate_index') IS NOT NULL AND NOT is_applied THEN
+    IF bqx._column_type(m1, 'rate_index') IS NOT NULL AND NOT has_baseline THEN
         -- an existing database may bring its own rate_index
         EXECUTE format('SELECT rate_index FROM %s ORDER BY time LIMIT 1', m1) INTO first_index;
     END IF;
@@ -186,6 +188,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     done record;
+    common record;
     failures text[];
 BEGIN
     SELECT count(*) AS jobs, coalesce(sum(j.rows_written), 0) AS rows, count(*) FILTER (WHERE j.state = 'pending') AS open
@@ -194,20 +197,23 @@ BEGIN
                      ORDER BY j.pair, j.month, j.family) INTO failures
       FROM bqx.jobs AS j WHERE j.run_id = $1 AND j.state = 'failed';
     IF failures IS NOT NULL THEN
+        common := bqx._common_error(run_id);
         RAISE EXCEPTION USING
             -- one kind of trouble keeps its own code, so that callers can tell what it was
-            ERRCODE = coalesce(bqx._common_error_code(run_id), 'P0001'),
+            ERRCODE = coalesce(common.error_code, 'P0001'),
             MESSAGE = format('%s of %s jobs of run %s failed; the others are done', cardinality(failures), done.jobs, run_id),
             DETAIL = array_to_string(failures[1:20], E'\n')
                   || CASE WHEN cardinality(failures) > 20 THEN format(E'\nand %s more', cardinality(failures) - 20) ELSE '' END,
-            HINT = format('SELECT * FROM bqx.jobs WHERE run_id = %s AND state = ''failed'';  mend the cause, then call again: '
-                          'finished months are skipped.', run_id);
+            HINT = coalesce(common.error_hint || ' Then ',
+                            format('SELECT * FROM bqx.jobs WHERE run_id = %s AND state = ''failed'';  names the causes. '
+                                   'When they are mended, ', run_id))
+                   || 'CALL bqx.backfill();  again: finished months are skipped.';
     END IF;
     IF done.open > 0 THEN
         RAISE EXCEPTION USING
             ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('%s of %s jobs of run %s were not done: their worker ended early', done.open, done.jobs, run_id),
-            HINT = 'The server log says why. Call again: finished months are skipped.';
+            HINT = 'The server log says why. CALL bqx.backfill();  again: finished months are skipped.';
     END IF;
     RAISE NOTICE 'run %: % jobs done, % rows written', run_id, done.jobs, done.rows;
 END
@@ -219,22 +225,17 @@ CREATE PROCEDURE bqx.backfill(
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    chosen_families text[];
-    chosen text[];
+    chosen_families pg_catalog.text[];
+    chosen pg_catalog.text[];
     jobs bigint;
     wanted int;
     started int := 0;
-    told timestamptz := '-infinity';
+    told pg_catalog.timestamptz := '-infinity';
     more boolean;
 BEGIN
     PERFORM bqx._require_top_level('backfill'::pg_catalog.text);
     SET LOCAL search_path TO pg_catalog, pg_temp;
-    IF workers < 0 THEN
-        RAISE EXCEPTION USING
-            ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('workers is %s', workers),
-            HINT = 'workers => 0 works in this session, N starts N background workers, NULL as many as useful.';
-    END IF;
+    PERFORM bqx._check_workers(workers);
     chosen_families := bqx._check_families(families);
     PERFORM bqx._check_month_range(from_month, to_month);
     chosen := bqx._pairs_or_all(pairs);
@@ -249,6 +250,10 @@ BEGIN
     IF wanted > 0 THEN
         started := bqx._start_workers(run_id, wanted);
         IF started = 0 AND NOT coalesce(wait, true) THEN
+            PERFORM bqx._cancel_open_jobs(run_id);
+            PERFORM bqx._close_run(run_id);
+            COMMIT;
+            SET LOCAL search_path TO pg_catalog, pg_temp;
             RAISE EXCEPTION USING
                 ERRCODE = 'insufficient_resources',
                 MESSAGE = 'no background worker slot is free',

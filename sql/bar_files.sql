@@ -156,6 +156,7 @@ AS $$
 DECLARE
     names text[];      -- value columns that the table has
     incoming text[];   -- the same as SQL over the bars, in the table's types
+    given text[];      -- what a bar that is there is to become
     span record;
     in_span text;
 BEGIN
@@ -166,12 +167,15 @@ BEGIN
      WHERE bqx._column_type(m1, v) IS NOT NULL;
     SELECT count(*) AS bars, min(time) AS first_bar, max(time) AS last_bar INTO span FROM pg_temp.bqx_bars;
     -- Bounds on the table's own column, so that only the months concerned are read.
+    -- A file without volumes has nothing to say about the ones that are there.
+    given := array_replace(incoming, format('b.%I::%s', 'volume', bqx._column_type(m1, 'volume')),
+                           format('coalesce(b.volume::%s, t.volume)', bqx._column_type(m1, 'volume')));
     in_span := format('t.time >= %s AND t.time <= %s',
                       bqx._as_key(m1, 'time', '$1'), bqx._as_key(m1, 'time', '$2'));
 
     EXECUTE format('UPDATE %1$s AS t SET (%2$s) = ROW(%3$s) FROM pg_temp.bqx_bars AS b '
                    'WHERE %4$s AND t.time = %5$s AND (%6$s) IS DISTINCT FROM (%3$s)',
-                   m1, array_to_string(names, ', '), array_to_string(incoming, ', '), in_span,
+                   m1, array_to_string(names, ', '), array_to_string(given, ', '), in_span,
                    bqx._as_key(m1, 'time', 'b.time'), (SELECT string_agg('t.' || n, ', ') FROM unnest(names) AS n))
       USING span.first_bar, span.last_bar;
     GET DIAGNOSTICS corrected = ROW_COUNT;
@@ -222,7 +226,7 @@ BEGIN
         RAISE NOTICE 'm1_%: % holds no bars (% lines, % rejected)', pair, source, lines, bad;
         RETURN;
     END IF;
-    PERFORM bqx._ensure_partitions(m1, 'time', bqx._month_of(span.first_bar), bqx._month_of(span.last_bar));
+    PERFORM bqx._ensure_partitions(m1, 'time', ARRAY(SELECT DISTINCT bqx._month_of(b.time) FROM pg_temp.bqx_bars AS b));
     PERFORM bqx._keep_trigger_everywhere(m1);
     ANALYZE pg_temp.bqx_bars;
     merged := bqx._merge_bars(m1);
@@ -233,14 +237,38 @@ BEGIN
 END
 $$;
 
+-- Copies a server-side file into pg_temp.bqx_lines, each line as it stands: neither of the two characters occurs in a
+-- text file, and every byte is something in LATIN1 (a stray one makes a bad row, not an unreadable file).
+CREATE FUNCTION bqx._copy_lines(path text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET standard_conforming_strings = on
+AS $$
+DECLARE
+    message text;
+    context text;
+BEGIN
+    EXECUTE format('COPY pg_temp.bqx_lines (line) FROM %L WITH (FORMAT csv, DELIMITER E''\x01'', QUOTE E''\x02'', '
+                   'ENCODING ''LATIN1'')', path);
+EXCEPTION
+    WHEN bad_copy_file_format OR character_not_in_repertoire THEN
+        GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, context = PG_EXCEPTION_CONTEXT;
+        RAISE EXCEPTION USING
+            ERRCODE = 'bad_copy_file_format',
+            MESSAGE = format('%s, line %s: %s', path, coalesce(substring(context FROM 'line ([0-9]+)'), '?'), message),
+            DETAIL = 'Nothing was loaded.',
+            HINT = 'A file of bars is plain text, all of its lines ended alike (dos2unix mends mixed ends).';
+END
+$$;
+
 CREATE PROCEDURE bqx.load_m1(
     pair text, path text, format text DEFAULT 'auto', time_zone text DEFAULT NULL, on_bad_row text DEFAULT 'error')
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    checked_pair text;
+    checked_pair pg_catalog.text;
     skip_bad boolean;
-    found_format text;
+    found_format pg_catalog.text;
 BEGIN
     PERFORM bqx._require_top_level('load_m1'::pg_catalog.text);
     SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -255,9 +283,7 @@ BEGIN
     END IF;
     PERFORM bqx._drop_load_tables();
     CREATE TEMP TABLE bqx_lines (line text, line_no bigint GENERATED ALWAYS AS IDENTITY);
-    -- Each line as it stands: neither of these two characters occurs in a text file.
-    EXECUTE pg_catalog.format(
-        'COPY pg_temp.bqx_lines (line) FROM %L WITH (FORMAT csv, DELIMITER E''\x01'', QUOTE E''\x02'')', path);
+    PERFORM bqx._copy_lines(path);
     found_format := bqx._parse_lines_into_bars(format, time_zone);
     PERFORM bqx._store_bars(checked_pair, path, found_format, skip_bad);
     PERFORM bqx._drop_load_tables();
@@ -272,9 +298,9 @@ CREATE PROCEDURE bqx.ingest_m1(
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    checked_pair text;
+    checked_pair pg_catalog.text;
     skip_bad boolean;
-    found_format text;
+    found_format pg_catalog.text;
 BEGIN
     PERFORM bqx._require_top_level('ingest_m1'::pg_catalog.text);
     SET LOCAL search_path TO pg_catalog, pg_temp;

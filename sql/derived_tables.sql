@@ -17,6 +17,7 @@ BEGIN
             MESSAGE = format('table bqx.%s_%s does not exist', family, pair),
             HINT = format('CALL bqx.create_tables(ARRAY[%L], ARRAY[%L]);', family, pair);
     END IF;
+    PERFORM bqx._check_is_table(derived);
     RETURN derived;
 END
 $$;
@@ -75,17 +76,17 @@ CREATE PROCEDURE bqx.create_tables(
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    chosen_families text[];
+    chosen_families pg_catalog.text[];
     chosen_windows int[];
-    chosen text[];
-    chosen_pair text;
-    chosen_family text;
-    m1 regclass;
-    derived regclass;
+    chosen pg_catalog.text[];
+    chosen_pair pg_catalog.text;
+    chosen_family pg_catalog.text;
+    m1 pg_catalog.regclass;
+    derived pg_catalog.regclass;
     existed boolean;
     span record;
-    first_month date;
-    last_month date;
+    first_month pg_catalog.date;
+    last_month pg_catalog.date;
     made int;
 BEGIN
     PERFORM bqx._require_top_level('create_tables'::pg_catalog.text);
@@ -111,12 +112,13 @@ BEGIN
             derived := to_regclass(format('bqx.%I', bqx._derived_name(chosen_family, chosen_pair)));
             existed := derived IS NOT NULL;
             IF existed THEN
+                PERFORM bqx._check_is_table(derived);
                 PERFORM bqx._note_foreign_table(chosen_family, derived, chosen_windows);
             ELSE
                 derived := bqx._create_derived_table(chosen_family, chosen_pair, chosen_windows);
             END IF;
             made := CASE WHEN first_month IS NULL THEN 0
-                    ELSE bqx._ensure_partitions(derived, 'ts_utc', first_month, last_month) END;
+                    ELSE bqx._ensure_partitions(derived, 'ts_utc', ARRAY(SELECT bqx._months(first_month, last_month))) END;
             COMMIT;
             RAISE NOTICE '%_%: %, % partition(s) made', chosen_family, chosen_pair,
                 CASE WHEN existed THEN 'was there' ELSE 'table made' END, made;
@@ -156,14 +158,14 @@ CREATE PROCEDURE bqx.drop_tables(families text[], pairs text[] DEFAULT NULL, cas
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    chosen_families text[];
-    chosen text[];
-    chosen_pair text;
-    chosen_family text;
-    doomed regclass[];
-    derived regclass;
-    table_name text;
-    dependents text[];
+    chosen_families pg_catalog.text[];
+    chosen pg_catalog.text[];
+    chosen_pair pg_catalog.text;
+    chosen_family pg_catalog.text;
+    doomed pg_catalog.regclass[];
+    derived pg_catalog.regclass;
+    table_name pg_catalog.text;
+    dependents pg_catalog.text[];
     gone record;
 BEGIN
     PERFORM bqx._require_top_level('drop_tables'::pg_catalog.text);
@@ -174,6 +176,7 @@ BEGIN
       FROM unnest(chosen) AS p, unnest(chosen_families) AS f,
            LATERAL (SELECT to_regclass(format('bqx.%I', bqx._derived_name(f, p)))) AS t (r)
      WHERE r IS NOT NULL;
+    PERFORM bqx._check_is_table(r) FROM unnest(doomed) AS r;
 
     IF NOT coalesce(cascade, false) THEN
         SELECT array_agg(DISTINCT format('%s (of %s)', d.description, r)) INTO dependents
@@ -187,6 +190,10 @@ BEGIN
         END IF;
     END IF;
 
+    IF doomed = '{}' THEN
+        RAISE NOTICE 'there is no table to drop';
+        RETURN;
+    END IF;
     FOREACH chosen_pair IN ARRAY chosen LOOP
         FOREACH chosen_family IN ARRAY chosen_families LOOP
             SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -203,9 +210,6 @@ BEGIN
             RAISE NOTICE '% dropped', table_name;
         END LOOP;
     END LOOP;
-    IF doomed = '{}' THEN
-        RAISE NOTICE 'there is no table to drop';
-    END IF;
 END
 $$;
 COMMENT ON PROCEDURE bqx.drop_tables(text[], text[], boolean) IS

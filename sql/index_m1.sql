@@ -54,7 +54,7 @@ DECLARE
     argument bytea := (SELECT t.tgargs FROM pg_trigger AS t
                         WHERE t.tgrelid = m1 AND t.tgname = 'bqx_set_rate_index' AND NOT t.tgisinternal);
 BEGIN
-    IF argument IS DISTINCT FROM convert_to(baseline::text, 'UTF8') || '\x00'::bytea THEN
+    IF argument IS DISTINCT FROM convert_to(baseline::text, 'UTF8') || decode('00', 'hex') THEN
         IF argument IS NOT NULL THEN
             EXECUTE format('DROP TRIGGER bqx_set_rate_index ON %s', m1);
         END IF;
@@ -94,12 +94,12 @@ CREATE PROCEDURE bqx.index_m1(pairs text[] DEFAULT NULL)
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    chosen text[];
-    chosen_pair text;
+    chosen pg_catalog.text[];
+    chosen_pair pg_catalog.text;
     baseline double precision;
-    m1 regclass;
-    leaf regclass;
-    leaves regclass[];
+    m1 pg_catalog.regclass;
+    leaf pg_catalog.regclass;
+    leaves pg_catalog.regclass[];
     changed bigint;
     generated boolean;
 BEGIN

@@ -21,6 +21,7 @@ CREATE TABLE bqx.job_ledger (
     worker int,
     error text,
     error_code text,
+    error_hint text,
     started_at timestamp with time zone,
     finished_at timestamp with time zone,
     UNIQUE (run_id, family, pair, month)
@@ -177,7 +178,7 @@ AS $$ SELECT (r.arguments ->> 'force')::boolean FROM bqx.run_ledger AS r WHERE r
 
 CREATE FUNCTION bqx._finish_job(
     run_id bigint, family text, pair text, month date, state text, worker int, started_at timestamp with time zone,
-    bars bigint, rows_written bigint, input_fingerprint text, error text, error_code text
+    bars bigint, rows_written bigint, input_fingerprint text, error text, error_code text, error_hint text
 ) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -186,7 +187,7 @@ BEGIN
     PERFORM bqx._check_own_run($1);
     UPDATE bqx.job_ledger AS j
        SET state = $5, worker = $6, started_at = $7, finished_at = clock_timestamp(),
-           bars = $8, rows_written = $9, error = $11, error_code = $12
+           bars = $8, rows_written = $9, error = $11, error_code = $12, error_hint = $13
      WHERE j.run_id = $1 AND j.family = $2 AND j.pair = $3 AND j.month = $4;
     IF $5 = 'done' THEN
         INSERT INTO bqx.month_ledger AS m (family, pair, month, input_fingerprint, bars, run_id)
@@ -220,12 +221,23 @@ BEGIN
 END
 $$;
 
--- The SQLSTATE that all failed jobs of a run share; NULL where they differ.
-CREATE FUNCTION bqx._common_error_code(run_id bigint) RETURNS text
+-- The SQLSTATE and the hint that all failed jobs of a run share; NULL where they differ.
+CREATE FUNCTION bqx._common_error(run_id bigint, OUT error_code text, OUT error_hint text)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT CASE WHEN count(DISTINCT j.error_code) = 1 THEN min(j.error_code) END
+    SELECT CASE WHEN count(DISTINCT j.error_code) = 1 THEN min(j.error_code) END,
+           CASE WHEN count(DISTINCT coalesce(j.error_hint, '')) = 1 THEN nullif(min(j.error_hint), '') END
       FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'failed'
+$$;
+
+-- Gives up the open jobs of a run that can't go on.
+CREATE FUNCTION bqx._cancel_open_jobs(run_id bigint) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_own_run($1);
+    UPDATE bqx.job_ledger AS j SET state = 'cancelled' WHERE j.run_id = $1 AND j.state = 'pending';
+END
 $$;
 
 CREATE FUNCTION bqx._close_run(run_id bigint) RETURNS void

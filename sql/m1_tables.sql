@@ -1,5 +1,19 @@
 -- M1 tables: one-minute bars, ours or an existing database's own. The helpers hide the difference.
 
+-- 42809 for a view or anything else that has the name of one of our tables.
+CREATE FUNCTION bqx._check_is_table(rel regclass) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF (SELECT c.relkind NOT IN ('r', 'p') FROM pg_class AS c WHERE c.oid = rel) THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'wrong_object_type',
+            MESSAGE = format('%s is not a table', rel),
+            HINT = 'bqx keeps its rows in a table of this name: rename what has it.';
+    END IF;
+END
+$$;
+
 -- The M1 table of a pair; 42P01 where there is none.
 CREATE FUNCTION bqx._m1_table(pair text) RETURNS regclass
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -14,6 +28,7 @@ BEGIN
             HINT = format('CALL bqx.load_m1(%L, ''/path/to/bars.csv'');  loads a file; '
                           'CALL bqx.create_m1(ARRAY[%L]);  makes an empty table.', pair, pair);
     END IF;
+    PERFORM bqx._check_is_table(m1);
     RETURN m1;
 END
 $$;
@@ -120,10 +135,10 @@ CREATE PROCEDURE bqx.create_m1(pairs text[] DEFAULT NULL, from_month date DEFAUL
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    chosen text[];
-    chosen_pair text;
+    chosen pg_catalog.text[];
+    chosen_pair pg_catalog.text;
     existed boolean;
-    m1 regclass;
+    m1 pg_catalog.regclass;
     span record;
     made int;
 BEGIN
@@ -140,9 +155,9 @@ BEGIN
         made := 0;
         -- With one bound only, the data's own end is the other; without data, that one month.
         IF coalesce(from_month, to_month) IS NOT NULL THEN
-            made := bqx._ensure_partitions(m1, 'time',
+            made := bqx._ensure_partitions(m1, 'time', ARRAY(SELECT bqx._months(
                 coalesce(from_month, least(bqx._month_of(span.first_bar), bqx._first_of_month(to_month))),
-                coalesce(to_month, greatest(bqx._month_of(span.last_bar), bqx._first_of_month(from_month))));
+                coalesce(to_month, greatest(bqx._month_of(span.last_bar), bqx._first_of_month(from_month))))));
         END IF;
         PERFORM bqx._keep_trigger_everywhere(m1);
         COMMIT;

@@ -12,7 +12,7 @@ AS $$
       FROM pg_inherits AS i
       JOIN pg_class AS c ON c.oid = i.inhrelid
      CROSS JOIN LATERAL regexp_match(pg_get_expr(c.relpartbound, c.oid),
-           '^FOR VALUES FROM \((MINVALUE|''[^'']+'')\) TO \((MAXVALUE|''[^'']+'')\)$') AS bound
+           '^FOR VALUES FROM [(](MINVALUE|''[^'']+'')[)] TO [(](MAXVALUE|''[^'']+'')[)]$') AS bound
      WHERE i.inhparent = parent AND bound IS NOT NULL
 $$;
 
@@ -39,17 +39,19 @@ CREATE FUNCTION bqx._partition_name(parent regclass, month date) RETURNS name
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$ SELECT (c.relname || to_char(month, '_YYYY_MM'))::name FROM pg_class AS c WHERE c.oid = parent $$;
 
--- A month's start as a literal that means the same under every TimeZone and DateStyle, for timestamptz and
--- (the offset is ignored, so: UTC) timestamp columns.
-CREATE FUNCTION bqx._month_literal(month date) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT quote_literal(to_char(month, 'YYYY-MM-DD" 00:00:00+00"')) $$;
+-- An instant as a literal that means the same under every TimeZone and DateStyle, for timestamptz and (the offset is
+-- ignored, so: UTC) timestamp columns.
+CREATE FUNCTION bqx._instant_literal(instant timestamp with time zone) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT quote_literal(to_char(instant AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US"+00"')) $$;
+
+CREATE FUNCTION bqx._bounds(from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT format('FROM (%s) TO (%s)', bqx._instant_literal(from_ts), bqx._instant_literal(to_ts)) $$;
 
 CREATE FUNCTION bqx._month_bounds(month date) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT format('FROM (%s) TO (%s)', bqx._month_literal(month), bqx._month_literal(bqx._next_month(month)))
-$$;
+AS $$ SELECT bqx._bounds(bqx._month_start(month), bqx._month_start(bqx._next_month(month))) $$;
 
 -- The name a new partition takes; an error where something else has it.
 CREATE FUNCTION bqx._free_partition_name(parent regclass, month date) RETURNS name
@@ -70,26 +72,44 @@ BEGIN
 END
 $$;
 
+-- The parts of a month that no partition holds: the whole month, or what partitions with other bounds (weeks, months
+-- of another time zone) leave out.
+CREATE FUNCTION bqx._uncovered_parts(parent regclass, month date)
+RETURNS TABLE (from_ts timestamp with time zone, to_ts timestamp with time zone)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    -- between the end of each covered stretch (the month's start first) and the start of the next (its end last)
+    SELECT g.from_ts, g.to_ts
+      FROM (SELECT e.ends_at AS from_ts, lead(e.starts_at) OVER (ORDER BY e.starts_at, e.ends_at) AS to_ts
+              FROM (SELECT bqx._month_start(month) AS ends_at, '-infinity'::timestamptz AS starts_at
+                    UNION ALL
+                    SELECT p.to_ts, p.from_ts FROM bqx._partitions(parent) AS p
+                     WHERE p.from_ts < bqx._month_start(bqx._next_month(month)) AND p.to_ts > bqx._month_start(month)
+                    UNION ALL
+                    SELECT 'infinity', bqx._month_start(bqx._next_month(month))) AS e) AS g
+     WHERE g.from_ts < g.to_ts
+$$;
+
 -- Makes the missing partitions of the months, and says how many. Tables that are not partitioned need none.
-CREATE FUNCTION bqx._ensure_partitions(parent regclass, key_column name, from_month date, to_month date)
-RETURNS int
+CREATE FUNCTION bqx._ensure_partitions(parent regclass, key_column name, months date[]) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    wanted date;
+    missing record;
+    partition_name name;
     made int := 0;
 BEGIN
     IF NOT bqx._is_partitioned_by(parent, key_column) THEN
         RETURN 0;
     END IF;
-    FOR wanted IN
-        SELECT m FROM bqx._months(from_month, to_month) AS m
-         WHERE NOT EXISTS (SELECT FROM bqx._partitions(parent) AS p
-                            WHERE p.from_ts < bqx._month_start(bqx._next_month(m)) AND p.to_ts > bqx._month_start(m))
-         ORDER BY m
+    FOR missing IN
+        SELECT m, u.from_ts, u.to_ts, u.from_ts = bqx._month_start(m) AND u.to_ts = bqx._month_start(bqx._next_month(m)) AS whole
+          FROM unnest(months) AS m, bqx._uncovered_parts(parent, m) AS u ORDER BY u.from_ts
     LOOP
+        partition_name := CASE WHEN missing.whole THEN bqx._free_partition_name(parent, missing.m)
+            ELSE bqx._partition_name(parent, missing.m) || to_char(missing.from_ts AT TIME ZONE 'UTC', '"_from_"DD_HH24MI') END;
         EXECUTE format('CREATE TABLE bqx.%I PARTITION OF %s FOR VALUES %s',
-                       bqx._free_partition_name(parent, wanted), parent, bqx._month_bounds(wanted));
+                       partition_name, parent, bqx._bounds(missing.from_ts, missing.to_ts));
         made := made + 1;
     END LOOP;
     RETURN made;

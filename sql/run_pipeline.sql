@@ -29,28 +29,29 @@ CREATE PROCEDURE bqx.run_pipeline(
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    chosen text[];
-    chosen_pair text;
+    chosen pg_catalog.text[];
+    chosen_pair pg_catalog.text;
     run bigint;
-    wrong text[];
+    wrong pg_catalog.text[];
     checks bigint;
 BEGIN
     PERFORM bqx._require_top_level('run_pipeline'::pg_catalog.text);
     SET LOCAL search_path TO pg_catalog, pg_temp;
     PERFORM bqx._check_month_range(from_month, to_month);
+    PERFORM bqx._check_workers(workers);
     chosen := bqx._pairs_or_all(pairs);
     FOREACH chosen_pair IN ARRAY chosen LOOP
         CALL bqx.set_baselines(coalesce(baseline_date, bqx._default_baseline_date(chosen_pair)), ARRAY[chosen_pair]);
     END LOOP;
     COMMIT;
     CALL bqx.index_m1(chosen);
-    CALL bqx.create_tables(NULL::text[], chosen, from_month, to_month);
-    CALL bqx.backfill(NULL::text[], chosen, from_month, to_month, workers, false, true, run);
+    CALL bqx.create_tables(NULL::pg_catalog.text[], chosen, from_month, to_month);
+    CALL bqx.backfill(NULL::pg_catalog.text[], chosen, from_month, to_month, workers, false, true, run);
     SET LOCAL search_path TO pg_catalog, pg_temp;
     SELECT array_agg(format('%s: %s %s %s: %s', v.check_name, v.family, v.pair, to_char(v.month, 'YYYY-MM'), v.detail))
                FILTER (WHERE NOT v.ok), count(*)
       INTO wrong, checks
-      FROM bqx.verify(NULL::text[], chosen, from_month, to_month) AS v;
+      FROM bqx.verify(NULL::pg_catalog.text[], chosen, from_month, to_month) AS v;
     IF wrong IS NOT NULL THEN
         RAISE EXCEPTION USING
             ERRCODE = 'data_corrupted',

@@ -22,7 +22,7 @@ BEGIN
     END IF;
     PERFORM pg_advisory_xact_lock(bqx._lock_key('m1', pair));
     m1 := bqx._ensure_m1(pair);
-    PERFORM bqx._ensure_partitions(m1, 'time', month, month);
+    PERFORM bqx._ensure_partitions(m1, 'time', ARRAY[month]);
     PERFORM bqx._keep_trigger_everywhere(m1);
     EXECUTE format(
         'SELECT count(*) FROM %1$s AS t WHERE t.time >= %2$s AND t.time < %3$s AND NOT EXISTS ('
@@ -54,10 +54,10 @@ CREATE PROCEDURE bqx.simulate_m1(
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    chosen text[];
-    chosen_pair text;
-    months date[];
-    chosen_month date;
+    chosen pg_catalog.text[];
+    chosen_pair pg_catalog.text;
+    months pg_catalog.date[];
+    chosen_month pg_catalog.date;
     inserted bigint;
 BEGIN
     PERFORM bqx._require_top_level('simulate_m1'::pg_catalog.text);

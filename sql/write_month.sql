@@ -39,7 +39,8 @@ BEGIN
         -- built aside: nobody can see it before it is attached, as the last act
         EXECUTE format('CREATE TABLE bqx.%I (LIKE %s INCLUDING ALL, CHECK (ts_utc >= %s AND ts_utc < %s))',
                        bqx._free_partition_name(derived, month), derived,
-                       bqx._month_literal(month), bqx._month_literal(bqx._next_month(month)));
+                       bqx._instant_literal(bqx._month_start(month)),
+                       bqx._instant_literal(bqx._month_start(bqx._next_month(month))));
         RETURN to_regclass(format('bqx.%I', bqx._partition_name(derived, month)));
     END IF;
 
@@ -182,7 +183,7 @@ BEGIN
             -- Fingerprint first: if a bar changes in between, the month counts as stale, never as fresh.
             SELECT f.input_fingerprint, f.bars INTO input_fingerprint, bars
               FROM bqx._input_fingerprint(family, m1, from_ts, to_ts, (bqx._own_columns(family, derived)).names) AS f;
-            PERFORM bqx._ensure_partitions(derived, 'ts_utc', month, month);
+            PERFORM bqx._ensure_partitions(derived, 'ts_utc', ARRAY[month]);
             rows_written := bqx._write_month_plainly(family, pair, derived, month);
             RETURN NEXT;
         END IF;

@@ -66,7 +66,12 @@ extension_sql_file!("../sql/backfill.sql", name = "backfill", requires = ["write
 extension_sql_file!("../sql/monitoring.sql", name = "monitoring", requires = ["backfill"]);
 extension_sql_file!("../sql/verify.sql", name = "verify", requires = ["monitoring"]);
 extension_sql_file!("../sql/completion_report.sql", name = "completion_report", requires = ["verify"]);
-extension_sql_file!("../sql/run_pipeline.sql", name = "run_pipeline", requires = ["completion_report"], finalize);
+extension_sql_file!(
+    "../sql/run_pipeline.sql",
+    name = "run_pipeline",
+    requires = ["completion_report"],
+    finalize
+);
 
 #[cfg(test)]
 pub mod pg_test {

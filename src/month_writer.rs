@@ -67,10 +67,8 @@ impl Target {
                 .raise();
             }
             let names = attribute_names(relation);
-            let attributes: Vec<Option<Column>> = names
-                .iter()
-                .map(|name| name.as_deref().map(|name| own_columns(family, [name])[0]))
-                .collect();
+            let attributes: Vec<Option<Column>> =
+                names.iter().map(|name| name.as_deref().map(|name| own_columns(family, [name])[0])).collect();
             Target { family, relation, columns: attributes.iter().flatten().copied().collect(), attributes }
         }
     }
@@ -217,7 +215,9 @@ impl HeapAppender {
             HeapAppender {
                 relation,
                 attributes: (*(*relation).rd_att).natts as usize,
-                slots: (0..BLOCK).map(|_| pg_sys::table_slot_create(relation, std::ptr::null_mut())).collect(),
+                slots: (0..BLOCK)
+                    .map(|_| pg_sys::table_slot_create(relation, std::ptr::null_mut()))
+                    .collect(),
                 filled: 0,
                 bulk: pg_sys::GetBulkInsertState(),
                 command: pg_sys::GetCurrentCommandId(true),

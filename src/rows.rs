@@ -82,7 +82,10 @@ impl ResultSet {
                 error!("set-valued function called where a set can't be taken");
             }
             if (*(*info).expectedDesc).natts as usize != columns {
-                error!("the column definition list has {} columns, not {columns}", (*(*info).expectedDesc).natts);
+                error!(
+                    "the column definition list has {} columns, not {columns}",
+                    (*(*info).expectedDesc).natts
+                );
             }
             let previous = pg_sys::MemoryContextSwitchTo((*(*info).econtext).ecxt_per_query_memory);
             let desc = pg_sys::CreateTupleDescCopy((*info).expectedDesc);
@@ -98,7 +101,8 @@ impl ResultSet {
     /// Adds a row; None is NULL. Datums must be of the columns' types.
     pub fn put(&mut self, values: &[Option<pg_sys::Datum>]) {
         assert_eq!(values.len(), self.nulls.len(), "a row has as many values as columns");
-        let mut datums: Vec<pg_sys::Datum> = values.iter().map(|v| v.unwrap_or(pg_sys::Datum::null())).collect();
+        let mut datums: Vec<pg_sys::Datum> =
+            values.iter().map(|v| v.unwrap_or(pg_sys::Datum::null())).collect();
         for (is_null, value) in self.nulls.iter_mut().zip(values) {
             *is_null = value.is_none();
         }

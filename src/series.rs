@@ -120,8 +120,7 @@ impl Source {
     }
 
     fn bars(&self, client: &SpiClient<'_>, from: i64, to: i64, mut look: impl FnMut(Bar)) {
-        let query =
-            format!("{} WHERE {} AND {} ORDER BY t.time", self.select, self.at_or_after, self.before);
+        let query = format!("{} WHERE {} AND {} ORDER BY t.time", self.select, self.at_or_after, self.before);
         for_each_row(client, &query, &[instant(from), instant(to)], |row| look(Bar::from_row(row)));
     }
 
@@ -138,8 +137,10 @@ impl Source {
                 None => DatumWithOid::null::<TimestampWithTimeZone>(),
             };
             let bound = if days.is_some() { self.at_or_after.as_str() } else { "$1 IS NULL" };
-            let query =
-                format!("{} WHERE {bound} AND {} ORDER BY t.time DESC LIMIT {bars}", self.select, self.before);
+            let query = format!(
+                "{} WHERE {bound} AND {} ORDER BY t.time DESC LIMIT {bars}",
+                self.select, self.before
+            );
             for_each_row(client, &query, &[since, instant(before)], |row| found.push(Bar::from_row(row)));
             if found.len() == bars {
                 break;
@@ -161,10 +162,7 @@ impl Source {
                 PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION,
                 format!("{} has more than one bar at {}", self.name, utc(pair[1].time)),
             )
-            .hint(format!(
-                "Delete the surplus bars, then: ALTER TABLE {} ADD PRIMARY KEY (time);",
-                self.name
-            ))
+            .hint(format!("Delete the surplus bars, then: ALTER TABLE {} ADD PRIMARY KEY (time);", self.name))
             .raise();
         }
     }

@@ -14,8 +14,12 @@ fn _require_top_level(procedure: &str) {
             PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
             format!("bqx.{procedure} cannot run inside a transaction block"),
         )
-        .detail("It commits as it goes. Several statements sent at once, as by psql -c 'a; b', count as a block.")
-        .hint(format!("Call it alone: CALL bqx.{procedure}(…);  outside BEGIN … COMMIT, one per pg_cron job."))
+        .detail(
+            "It commits as it goes. Several statements sent at once, as by psql -c 'a; b', count as a block.",
+        )
+        .hint(format!(
+            "Call it alone: CALL bqx.{procedure}(…);  outside BEGIN … COMMIT, one per pg_cron job."
+        ))
         .raise();
     }
 }

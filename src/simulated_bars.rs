@@ -7,16 +7,24 @@ use pgrx::prelude::*;
 use crate::errors::Failure;
 
 /// One month of a simulated pair, in time order.
-#[pg_extern(immutable, strict, parallel_safe, sql = "
+#[pg_extern(
+    immutable,
+    strict,
+    parallel_safe,
+    sql = "
 CREATE FUNCTION bqx._simulated_bars(base text, quote text, month date, seed bigint) RETURNS TABLE (
     \"time\" timestamp with time zone, open double precision, high double precision, low double precision,
     close double precision, volume double precision)
 LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS '@MODULE_PATHNAME@', '@FUNCTION_NAME@';
-")]
+"
+)]
 fn _simulated_bars(base: &str, quote: &str, month: Date, seed: i64, fcinfo: pg_sys::FunctionCallInfo) {
     let Some(month) = Month::new(month.year(), month.month().into()) else {
-        Failure::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, format!("month {month} is out of range"))
-            .raise()
+        Failure::new(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("month {month} is out of range"),
+        )
+        .raise()
     };
     // Safety: it is this function's own call.
     let mut rows = unsafe { crate::rows::ResultSet::start(fcinfo, 6) };

@@ -2,8 +2,8 @@
 
 use std::cell::RefCell;
 
-use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, DynamicBackgroundWorker};
 use pgrx::PgMemoryContexts;
+use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, DynamicBackgroundWorker};
 use pgrx::prelude::*;
 
 thread_local! {
@@ -140,7 +140,7 @@ pub extern "C-unwind" fn bqx_worker_main(_arg: pg_sys::Datum) {
     // Held until the worker's process ends: that is what "running" means.
     in_transaction(move || {
         Spi::run_with_args(
-            "SELECT pg_catalog.pg_advisory_lock_shared(bqx._lock_key('run'::text, $1::text))",
+            "SELECT pg_catalog.pg_advisory_lock_shared(bqx._lock_key('run'::pg_catalog.text, $1::pg_catalog.text))",
             &[run_id.into()],
         )
     });

@@ -14,6 +14,7 @@
 
 use std::fmt;
 
+use crate::calendar::Month;
 use chrono::{NaiveDate, NaiveDateTime, Timelike};
 
 /// How many lines that are not blank the sniffing looks at.
@@ -633,7 +634,9 @@ fn read_date(style: DateStyle, field: &str) -> Option<NaiveDate> {
         DateStyle::Compact => (number(0..4)?, number(4..6)?, number(6..8)?),
         DateStyle::DayFirst => (number(6..10)?, number(3..5)?, number(0..2)?),
     };
-    NaiveDate::from_ymd_opt(year as i32, month, day)
+    let date = NaiveDate::from_ymd_opt(year as i32, month, day)?;
+    // A year like 24 or 9024 is a typing error, and would ask for thousands of months.
+    Month::from_date(date).map(|_| date)
 }
 
 /// A number that is finite.
@@ -672,7 +675,9 @@ fn decimal_commas(fields: &[&str]) -> bool {
 
 /// Without byte order mark, white space at both ends and quotes around the whole line.
 fn trim_line(line: &str) -> &str {
-    let line = line.trim_start_matches('\u{feff}').trim_matches([' ', '\r', '\n', '\u{b}', '\u{c}']);
+    // The mark's bytes may have been read as Latin-1.
+    let line = line.trim_start_matches('\u{feff}').trim_start_matches("\u{ef}\u{bb}\u{bf}");
+    let line = line.trim_matches([' ', '\r', '\n', '\u{b}', '\u{c}']);
     // A tab at an end may be an empty field's; a line of nothing but tabs is blank.
     if line.bytes().all(|b| b == b'\t') {
         return "";

@@ -101,9 +101,15 @@ pub enum Column {
     Time,
     /// `rate_index` of the bar itself.
     RateIndex,
-    Window { window: usize, metric: WindowMetric },
+    Window {
+        window: usize,
+        metric: WindowMetric,
+    },
     Agg(AggMetric),
-    Reg { window: usize, metric: RegMetric },
+    Reg {
+        window: usize,
+        metric: RegMetric,
+    },
     /// `created_at`, filled by its default; part of no comparison.
     CreatedAt,
 }
@@ -173,7 +179,9 @@ pub fn columns(family: Family, windows: &[usize]) -> Vec<Column> {
             Family::Bqx => {
                 columns.extend(WindowMetric::ALL.iter().map(|&metric| Column::Window { window, metric }))
             }
-            Family::Reg => columns.extend(RegMetric::ALL.iter().map(|&metric| Column::Reg { window, metric })),
+            Family::Reg => {
+                columns.extend(RegMetric::ALL.iter().map(|&metric| Column::Reg { window, metric }))
+            }
         }
     }
     match family {
@@ -205,8 +213,17 @@ mod tests {
     #[test]
     fn foreign_names_are_not_ours() {
         for name in [
-            "w015_bqx_return", "w1_bqx_return", "w10001_bqx_return", "w15_bqx_max", "w15_reg_a", "rate",
-            "w15_bqx_return_pct", "agg_bqx_endpoint", "w_bqx_return", "created_at", "W15_bqx_return",
+            "w015_bqx_return",
+            "w1_bqx_return",
+            "w10001_bqx_return",
+            "w15_bqx_max",
+            "w15_reg_a",
+            "rate",
+            "w15_bqx_return_pct",
+            "agg_bqx_endpoint",
+            "w_bqx_return",
+            "created_at",
+            "W15_bqx_return",
         ] {
             assert_eq!(Column::parse(Family::Bqx, name), None, "{name}");
         }

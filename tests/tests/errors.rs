@@ -583,7 +583,9 @@ fn latest_jobs(session: &mut Client) -> Vec<String> {
 fn rows_by_month(session: &mut Client, table: &str) -> Vec<String> {
     rows(
         session,
-        &format!("SELECT to_char(ts_utc, 'YYYY-MM'), count(*) FROM bqx.{table} GROUP BY 1 ORDER BY 1"),
+        &format!(
+            "SELECT to_char(ts_utc AT TIME ZONE 'UTC', 'YYYY-MM'), count(*) FROM bqx.{table} GROUP BY 1 ORDER BY 1"
+        ),
     )
 }
 
@@ -816,7 +818,7 @@ fn missing_rights_are_said_and_nothing_is_done() {
         "SELECT bqx._mark_baseline_applied('eurusd')",
         "SELECT bqx._keep_reject('eurusd', 's', 1, 'l', 'r')",
         "SELECT bqx._close_run(1)",
-        "SELECT bqx._finish_job(1, 'bqx', 'eurusd', '2024-07-01', 'done', 0, now(), 1, 1, 'x', NULL, NULL)",
+        "SELECT bqx._finish_job(1, 'bqx', 'eurusd', '2024-07-01', 'done', 0, now(), 1, 1, 'x', NULL, NULL, NULL)",
         "INSERT INTO bqx.pairs (pair) VALUES ('eurtry')",
         "UPDATE bqx.baseline_rates SET baseline_rate = 2",
         "DELETE FROM bqx.rejected_bars",
