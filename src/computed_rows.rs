@@ -52,7 +52,7 @@ pub fn for_each_computed_row(series: &Series, columns: &[Column], mut show: impl
             let values = &block[(i - start) * columns.len()..][..columns.len()];
             for ((slot, &value), column) in row.iter_mut().zip(values).zip(columns) {
                 *slot = (i >= column.window()).then_some(value);
-                if *slot != None && !value.is_finite() {
+                if slot.is_some() && !value.is_finite() {
                     overflow(column, series.times[i]);
                 }
             }
