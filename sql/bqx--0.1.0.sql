@@ -224,6 +224,7 @@ CREATE TABLE bqx.job_ledger (
     worker int,
     error text,
     error_code text,
+    error_hint text,
     started_at timestamp with time zone,
     finished_at timestamp with time zone,
     UNIQUE (run_id, family, pair, month)
@@ -380,7 +381,7 @@ AS $$ SELECT (r.arguments ->> 'force')::boolean FROM bqx.run_ledger AS r WHERE r
 
 CREATE FUNCTION bqx._finish_job(
     run_id bigint, family text, pair text, month date, state text, worker int, started_at timestamp with time zone,
-    bars bigint, rows_written bigint, input_fingerprint text, error text, error_code text
+    bars bigint, rows_written bigint, input_fingerprint text, error text, error_code text, error_hint text
 ) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -389,7 +390,7 @@ BEGIN
     PERFORM bqx._check_own_run($1);
     UPDATE bqx.job_ledger AS j
        SET state = $5, worker = $6, started_at = $7, finished_at = clock_timestamp(),
-           bars = $8, rows_written = $9, error = $11, error_code = $12
+           bars = $8, rows_written = $9, error = $11, error_code = $12, error_hint = $13
      WHERE j.run_id = $1 AND j.family = $2 AND j.pair = $3 AND j.month = $4;
     IF $5 = 'done' THEN
         INSERT INTO bqx.month_ledger AS m (family, pair, month, input_fingerprint, bars, run_id)
@@ -423,12 +424,23 @@ BEGIN
 END
 $$;
 
--- The SQLSTATE that all failed jobs of a run share; NULL where they differ.
-CREATE FUNCTION bqx._common_error_code(run_id bigint) RETURNS text
+-- The SQLSTATE and the hint that all failed jobs of a run share; NULL where they differ.
+CREATE FUNCTION bqx._common_error(run_id bigint, OUT error_code text, OUT error_hint text)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT CASE WHEN count(DISTINCT j.error_code) = 1 THEN min(j.error_code) END
+    SELECT CASE WHEN count(DISTINCT j.error_code) = 1 THEN min(j.error_code) END,
+           CASE WHEN count(DISTINCT coalesce(j.error_hint, '')) = 1 THEN nullif(min(j.error_hint), '') END
       FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'failed'
+$$;
+
+-- Gives up the open jobs of a run that can't go on.
+CREATE FUNCTION bqx._cancel_open_jobs(run_id bigint) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_own_run($1);
+    UPDATE bqx.job_ledger AS j SET state = 'cancelled' WHERE j.run_id = $1 AND j.state = 'pending';
+END
 $$;
 
 CREATE FUNCTION bqx._close_run(run_id bigint) RETURNS void
@@ -733,6 +745,19 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION bqx._check_workers(workers int) RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF workers < 0 THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('workers is %s', workers),
+            HINT = 'workers => 0 works in this session, N starts N background workers, NULL as many as useful.';
+    END IF;
+END
+$$;
+
 -- Lists in messages: the first few, then how many more.
 CREATE FUNCTION bqx._listed(items text[], shown int) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
@@ -761,7 +786,7 @@ AS $$
       FROM pg_inherits AS i
       JOIN pg_class AS c ON c.oid = i.inhrelid
      CROSS JOIN LATERAL regexp_match(pg_get_expr(c.relpartbound, c.oid),
-           '^FOR VALUES FROM \((MINVALUE|''[^'']+'')\) TO \((MAXVALUE|''[^'']+'')\)$') AS bound
+           '^FOR VALUES FROM [(](MINVALUE|''[^'']+'')[)] TO [(](MAXVALUE|''[^'']+'')[)]$') AS bound
      WHERE i.inhparent = parent AND bound IS NOT NULL
 $$;
 
@@ -788,17 +813,19 @@ CREATE FUNCTION bqx._partition_name(parent regclass, month date) RETURNS name
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$ SELECT (c.relname || to_char(month, '_YYYY_MM'))::name FROM pg_class AS c WHERE c.oid = parent $$;
 
--- A month's start as a literal that means the same under every TimeZone and DateStyle, for timestamptz and
--- (the offset is ignored, so: UTC) timestamp columns.
-CREATE FUNCTION bqx._month_literal(month date) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT quote_literal(to_char(month, 'YYYY-MM-DD" 00:00:00+00"')) $$;
+-- An instant as a literal that means the same under every TimeZone and DateStyle, for timestamptz and (the offset is
+-- ignored, so: UTC) timestamp columns.
+CREATE FUNCTION bqx._instant_literal(instant timestamp with time zone) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT quote_literal(to_char(instant AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US"+00"')) $$;
+
+CREATE FUNCTION bqx._bounds(from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT format('FROM (%s) TO (%s)', bqx._instant_literal(from_ts), bqx._instant_literal(to_ts)) $$;
 
 CREATE FUNCTION bqx._month_bounds(month date) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT format('FROM (%s) TO (%s)', bqx._month_literal(month), bqx._month_literal(bqx._next_month(month)))
-$$;
+AS $$ SELECT bqx._bounds(bqx._month_start(month), bqx._month_start(bqx._next_month(month))) $$;
 
 -- The name a new partition takes; an error where something else has it.
 CREATE FUNCTION bqx._free_partition_name(parent regclass, month date) RETURNS name
@@ -819,26 +846,44 @@ BEGIN
 END
 $$;
 
+-- The parts of a month that no partition holds: the whole month, or what partitions with other bounds (weeks, months
+-- of another time zone) leave out.
+CREATE FUNCTION bqx._uncovered_parts(parent regclass, month date)
+RETURNS TABLE (from_ts timestamp with time zone, to_ts timestamp with time zone)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    -- between the end of each covered stretch (the month's start first) and the start of the next (its end last)
+    SELECT g.from_ts, g.to_ts
+      FROM (SELECT e.ends_at AS from_ts, lead(e.starts_at) OVER (ORDER BY e.starts_at, e.ends_at) AS to_ts
+              FROM (SELECT bqx._month_start(month) AS ends_at, '-infinity'::timestamptz AS starts_at
+                    UNION ALL
+                    SELECT p.to_ts, p.from_ts FROM bqx._partitions(parent) AS p
+                     WHERE p.from_ts < bqx._month_start(bqx._next_month(month)) AND p.to_ts > bqx._month_start(month)
+                    UNION ALL
+                    SELECT 'infinity', bqx._month_start(bqx._next_month(month))) AS e) AS g
+     WHERE g.from_ts < g.to_ts
+$$;
+
 -- Makes the missing partitions of the months, and says how many. Tables that are not partitioned need none.
-CREATE FUNCTION bqx._ensure_partitions(parent regclass, key_column name, from_month date, to_month date)
-RETURNS int
+CREATE FUNCTION bqx._ensure_partitions(parent regclass, key_column name, months date[]) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    wanted date;
+    missing record;
+    partition_name name;
     made int := 0;
 BEGIN
     IF NOT bqx._is_partitioned_by(parent, key_column) THEN
         RETURN 0;
     END IF;
-    FOR wanted IN
-        SELECT m FROM bqx._months(from_month, to_month) AS m
-         WHERE NOT EXISTS (SELECT FROM bqx._partitions(parent) AS p
-                            WHERE p.from_ts < bqx._month_start(bqx._next_month(m)) AND p.to_ts > bqx._month_start(m))
-         ORDER BY m
+    FOR missing IN
+        SELECT m, u.from_ts, u.to_ts, u.from_ts = bqx._month_start(m) AND u.to_ts = bqx._month_start(bqx._next_month(m)) AS whole
+          FROM unnest(months) AS m, bqx._uncovered_parts(parent, m) AS u ORDER BY u.from_ts
     LOOP
+        partition_name := CASE WHEN missing.whole THEN bqx._free_partition_name(parent, missing.m)
+            ELSE bqx._partition_name(parent, missing.m) || to_char(missing.from_ts AT TIME ZONE 'UTC', '"_from_"DD_HH24MI') END;
         EXECUTE format('CREATE TABLE bqx.%I PARTITION OF %s FOR VALUES %s',
-                       bqx._free_partition_name(parent, wanted), parent, bqx._month_bounds(wanted));
+                       partition_name, parent, bqx._bounds(missing.from_ts, missing.to_ts));
         made := made + 1;
     END LOOP;
     RETURN made;
@@ -852,6 +897,20 @@ $$;
 --   partitions
 
 -- M1 tables: one-minute bars, ours or an existing database's own. The helpers hide the difference.
+
+-- 42809 for a view or anything else that has the name of one of our tables.
+CREATE FUNCTION bqx._check_is_table(rel regclass) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF (SELECT c.relkind NOT IN ('r', 'p') FROM pg_class AS c WHERE c.oid = rel) THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'wrong_object_type',
+            MESSAGE = format('%s is not a table', rel),
+            HINT = 'bqx keeps its rows in a table of this name: rename what has it.';
+    END IF;
+END
+$$;
 
 -- The M1 table of a pair; 42P01 where there is none.
 CREATE FUNCTION bqx._m1_table(pair text) RETURNS regclass
@@ -867,6 +926,7 @@ BEGIN
             HINT = format('CALL bqx.load_m1(%L, ''/path/to/bars.csv'');  loads a file; '
                           'CALL bqx.create_m1(ARRAY[%L]);  makes an empty table.', pair, pair);
     END IF;
+    PERFORM bqx._check_is_table(m1);
     RETURN m1;
 END
 $$;
@@ -973,10 +1033,10 @@ CREATE PROCEDURE bqx.create_m1(pairs text[] DEFAULT NULL, from_month date DEFAUL
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    chosen text[];
-    chosen_pair text;
+    chosen pg_catalog.text[];
+    chosen_pair pg_catalog.text;
     existed boolean;
-    m1 regclass;
+    m1 pg_catalog.regclass;
     span record;
     made int;
 BEGIN
@@ -993,9 +1053,9 @@ BEGIN
         made := 0;
         -- With one bound only, the data's own end is the other; without data, that one month.
         IF coalesce(from_month, to_month) IS NOT NULL THEN
-            made := bqx._ensure_partitions(m1, 'time',
+            made := bqx._ensure_partitions(m1, 'time', ARRAY(SELECT bqx._months(
                 coalesce(from_month, least(bqx._month_of(span.first_bar), bqx._first_of_month(to_month))),
-                coalesce(to_month, greatest(bqx._month_of(span.last_bar), bqx._first_of_month(from_month))));
+                coalesce(to_month, greatest(bqx._month_of(span.last_bar), bqx._first_of_month(from_month))))));
         END IF;
         PERFORM bqx._keep_trigger_everywhere(m1);
         COMMIT;
@@ -1165,7 +1225,7 @@ DECLARE
     argument bytea := (SELECT t.tgargs FROM pg_trigger AS t
                         WHERE t.tgrelid = m1 AND t.tgname = 'bqx_set_rate_index' AND NOT t.tgisinternal);
 BEGIN
-    IF argument IS DISTINCT FROM convert_to(baseline::text, 'UTF8') || '\x00'::bytea THEN
+    IF argument IS DISTINCT FROM convert_to(baseline::text, 'UTF8') || decode('00', 'hex') THEN
         IF argument IS NOT NULL THEN
             EXECUTE format('DROP TRIGGER bqx_set_rate_index ON %s', m1);
         END IF;
@@ -1205,12 +1265,12 @@ CREATE PROCEDURE bqx.index_m1(pairs text[] DEFAULT NULL)
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    chosen text[];
-    chosen_pair text;
+    chosen pg_catalog.text[];
+    chosen_pair pg_catalog.text;
     baseline double precision;
-    m1 regclass;
-    leaf regclass;
-    leaves regclass[];
+    m1 pg_catalog.regclass;
+    leaf pg_catalog.regclass;
+    leaves pg_catalog.regclass[];
     changed bigint;
     generated boolean;
 BEGIN
@@ -1440,6 +1500,7 @@ AS $$
 DECLARE
     names text[];      -- value columns that the table has
     incoming text[];   -- the same as SQL over the bars, in the table's types
+    given text[];      -- what a bar that is there is to become
     span record;
     in_span text;
 BEGIN
@@ -1450,12 +1511,15 @@ BEGIN
      WHERE bqx._column_type(m1, v) IS NOT NULL;
     SELECT count(*) AS bars, min(time) AS first_bar, max(time) AS last_bar INTO span FROM pg_temp.bqx_bars;
     -- Bounds on the table's own column, so that only the months concerned are read.
+    -- A file without volumes has nothing to say about the ones that are there.
+    given := array_replace(incoming, format('b.%I::%s', 'volume', bqx._column_type(m1, 'volume')),
+                           format('coalesce(b.volume::%s, t.volume)', bqx._column_type(m1, 'volume')));
     in_span := format('t.time >= %s AND t.time <= %s',
                       bqx._as_key(m1, 'time', '$1'), bqx._as_key(m1, 'time', '$2'));
 
     EXECUTE format('UPDATE %1$s AS t SET (%2$s) = ROW(%3$s) FROM pg_temp.bqx_bars AS b '
                    'WHERE %4$s AND t.time = %5$s AND (%6$s) IS DISTINCT FROM (%3$s)',
-                   m1, array_to_string(names, ', '), array_to_string(incoming, ', '), in_span,
+                   m1, array_to_string(names, ', '), array_to_string(given, ', '), in_span,
                    bqx._as_key(m1, 'time', 'b.time'), (SELECT string_agg('t.' || n, ', ') FROM unnest(names) AS n))
       USING span.first_bar, span.last_bar;
     GET DIAGNOSTICS corrected = ROW_COUNT;
@@ -1506,7 +1570,7 @@ BEGIN
         RAISE NOTICE 'm1_%: % holds no bars (% lines, % rejected)', pair, source, lines, bad;
         RETURN;
     END IF;
-    PERFORM bqx._ensure_partitions(m1, 'time', bqx._month_of(span.first_bar), bqx._month_of(span.last_bar));
+    PERFORM bqx._ensure_partitions(m1, 'time', ARRAY(SELECT DISTINCT bqx._month_of(b.time) FROM pg_temp.bqx_bars AS b));
     PERFORM bqx._keep_trigger_everywhere(m1);
     ANALYZE pg_temp.bqx_bars;
     merged := bqx._merge_bars(m1);
@@ -1517,14 +1581,38 @@ BEGIN
 END
 $$;
 
+-- Copies a server-side file into pg_temp.bqx_lines, each line as it stands: neither of the two characters occurs in a
+-- text file, and every byte is something in LATIN1 (a stray one makes a bad row, not an unreadable file).
+CREATE FUNCTION bqx._copy_lines(path text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET standard_conforming_strings = on
+AS $$
+DECLARE
+    message text;
+    context text;
+BEGIN
+    EXECUTE format('COPY pg_temp.bqx_lines (line) FROM %L WITH (FORMAT csv, DELIMITER E''\x01'', QUOTE E''\x02'', '
+                   'ENCODING ''LATIN1'')', path);
+EXCEPTION
+    WHEN bad_copy_file_format OR character_not_in_repertoire THEN
+        GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, context = PG_EXCEPTION_CONTEXT;
+        RAISE EXCEPTION USING
+            ERRCODE = 'bad_copy_file_format',
+            MESSAGE = format('%s, line %s: %s', path, coalesce(substring(context FROM 'line ([0-9]+)'), '?'), message),
+            DETAIL = 'Nothing was loaded.',
+            HINT = 'A file of bars is plain text, all of its lines ended alike (dos2unix mends mixed ends).';
+END
+$$;
+
 CREATE PROCEDURE bqx.load_m1(
     pair text, path text, format text DEFAULT 'auto', time_zone text DEFAULT NULL, on_bad_row text DEFAULT 'error')
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    checked_pair text;
+    checked_pair pg_catalog.text;
     skip_bad boolean;
-    found_format text;
+    found_format pg_catalog.text;
 BEGIN
     PERFORM bqx._require_top_level('load_m1'::pg_catalog.text);
     SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -1539,9 +1627,7 @@ BEGIN
     END IF;
     PERFORM bqx._drop_load_tables();
     CREATE TEMP TABLE bqx_lines (line text, line_no bigint GENERATED ALWAYS AS IDENTITY);
-    -- Each line as it stands: neither of these two characters occurs in a text file.
-    EXECUTE pg_catalog.format(
-        'COPY pg_temp.bqx_lines (line) FROM %L WITH (FORMAT csv, DELIMITER E''\x01'', QUOTE E''\x02'')', path);
+    PERFORM bqx._copy_lines(path);
     found_format := bqx._parse_lines_into_bars(format, time_zone);
     PERFORM bqx._store_bars(checked_pair, path, found_format, skip_bad);
     PERFORM bqx._drop_load_tables();
@@ -1556,9 +1642,9 @@ CREATE PROCEDURE bqx.ingest_m1(
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    checked_pair text;
+    checked_pair pg_catalog.text;
     skip_bad boolean;
-    found_format text;
+    found_format pg_catalog.text;
 BEGIN
     PERFORM bqx._require_top_level('ingest_m1'::pg_catalog.text);
     SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -1616,7 +1702,7 @@ BEGIN
     END IF;
     PERFORM pg_advisory_xact_lock(bqx._lock_key('m1', pair));
     m1 := bqx._ensure_m1(pair);
-    PERFORM bqx._ensure_partitions(m1, 'time', month, month);
+    PERFORM bqx._ensure_partitions(m1, 'time', ARRAY[month]);
     PERFORM bqx._keep_trigger_everywhere(m1);
     EXECUTE format(
         'SELECT count(*) FROM %1$s AS t WHERE t.time >= %2$s AND t.time < %3$s AND NOT EXISTS ('
@@ -1648,10 +1734,10 @@ CREATE PROCEDURE bqx.simulate_m1(
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    chosen text[];
-    chosen_pair text;
-    months date[];
-    chosen_month date;
+    chosen pg_catalog.text[];
+    chosen_pair pg_catalog.text;
+    months pg_catalog.date[];
+    chosen_month pg_catalog.date;
     inserted bigint;
 BEGIN
     PERFORM bqx._require_top_level('simulate_m1'::pg_catalog.text);
@@ -1708,6 +1794,7 @@ BEGIN
             MESSAGE = format('table bqx.%s_%s does not exist', family, pair),
             HINT = format('CALL bqx.create_tables(ARRAY[%L], ARRAY[%L]);', family, pair);
     END IF;
+    PERFORM bqx._check_is_table(derived);
     RETURN derived;
 END
 $$;
@@ -1766,17 +1853,17 @@ CREATE PROCEDURE bqx.create_tables(
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    chosen_families text[];
+    chosen_families pg_catalog.text[];
     chosen_windows int[];
-    chosen text[];
-    chosen_pair text;
-    chosen_family text;
-    m1 regclass;
-    derived regclass;
+    chosen pg_catalog.text[];
+    chosen_pair pg_catalog.text;
+    chosen_family pg_catalog.text;
+    m1 pg_catalog.regclass;
+    derived pg_catalog.regclass;
     existed boolean;
     span record;
-    first_month date;
-    last_month date;
+    first_month pg_catalog.date;
+    last_month pg_catalog.date;
     made int;
 BEGIN
     PERFORM bqx._require_top_level('create_tables'::pg_catalog.text);
@@ -1802,12 +1889,13 @@ BEGIN
             derived := to_regclass(format('bqx.%I', bqx._derived_name(chosen_family, chosen_pair)));
             existed := derived IS NOT NULL;
             IF existed THEN
+                PERFORM bqx._check_is_table(derived);
                 PERFORM bqx._note_foreign_table(chosen_family, derived, chosen_windows);
             ELSE
                 derived := bqx._create_derived_table(chosen_family, chosen_pair, chosen_windows);
             END IF;
             made := CASE WHEN first_month IS NULL THEN 0
-                    ELSE bqx._ensure_partitions(derived, 'ts_utc', first_month, last_month) END;
+                    ELSE bqx._ensure_partitions(derived, 'ts_utc', ARRAY(SELECT bqx._months(first_month, last_month))) END;
             COMMIT;
             RAISE NOTICE '%_%: %, % partition(s) made', chosen_family, chosen_pair,
                 CASE WHEN existed THEN 'was there' ELSE 'table made' END, made;
@@ -1847,14 +1935,14 @@ CREATE PROCEDURE bqx.drop_tables(families text[], pairs text[] DEFAULT NULL, cas
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    chosen_families text[];
-    chosen text[];
-    chosen_pair text;
-    chosen_family text;
-    doomed regclass[];
-    derived regclass;
-    table_name text;
-    dependents text[];
+    chosen_families pg_catalog.text[];
+    chosen pg_catalog.text[];
+    chosen_pair pg_catalog.text;
+    chosen_family pg_catalog.text;
+    doomed pg_catalog.regclass[];
+    derived pg_catalog.regclass;
+    table_name pg_catalog.text;
+    dependents pg_catalog.text[];
     gone record;
 BEGIN
     PERFORM bqx._require_top_level('drop_tables'::pg_catalog.text);
@@ -1865,6 +1953,7 @@ BEGIN
       FROM unnest(chosen) AS p, unnest(chosen_families) AS f,
            LATERAL (SELECT to_regclass(format('bqx.%I', bqx._derived_name(f, p)))) AS t (r)
      WHERE r IS NOT NULL;
+    PERFORM bqx._check_is_table(r) FROM unnest(doomed) AS r;
 
     IF NOT coalesce(cascade, false) THEN
         SELECT array_agg(DISTINCT format('%s (of %s)', d.description, r)) INTO dependents
@@ -1878,6 +1967,10 @@ BEGIN
         END IF;
     END IF;
 
+    IF doomed = '{}' THEN
+        RAISE NOTICE 'there is no table to drop';
+        RETURN;
+    END IF;
     FOREACH chosen_pair IN ARRAY chosen LOOP
         FOREACH chosen_family IN ARRAY chosen_families LOOP
             SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -1894,9 +1987,6 @@ BEGIN
             RAISE NOTICE '% dropped', table_name;
         END LOOP;
     END LOOP;
-    IF doomed = '{}' THEN
-        RAISE NOTICE 'there is no table to drop';
-    END IF;
 END
 $$;
 COMMENT ON PROCEDURE bqx.drop_tables(text[], text[], boolean) IS
@@ -1949,7 +2039,8 @@ BEGIN
         -- built aside: nobody can see it before it is attached, as the last act
         EXECUTE format('CREATE TABLE bqx.%I (LIKE %s INCLUDING ALL, CHECK (ts_utc >= %s AND ts_utc < %s))',
                        bqx._free_partition_name(derived, month), derived,
-                       bqx._month_literal(month), bqx._month_literal(bqx._next_month(month)));
+                       bqx._instant_literal(bqx._month_start(month)),
+                       bqx._instant_literal(bqx._month_start(bqx._next_month(month))));
         RETURN to_regclass(format('bqx.%I', bqx._partition_name(derived, month)));
     END IF;
 
@@ -2092,7 +2183,7 @@ BEGIN
             -- Fingerprint first: if a bar changes in between, the month counts as stale, never as fresh.
             SELECT f.input_fingerprint, f.bars INTO input_fingerprint, bars
               FROM bqx._input_fingerprint(family, m1, from_ts, to_ts, (bqx._own_columns(family, derived)).names) AS f;
-            PERFORM bqx._ensure_partitions(derived, 'ts_utc', month, month);
+            PERFORM bqx._ensure_partitions(derived, 'ts_utc', ARRAY[month]);
             rows_written := bqx._write_month_plainly(family, pair, derived, month);
             RETURN NEXT;
         END IF;
@@ -2156,13 +2247,14 @@ DECLARE
     written record;
     message text;
     detail text;
+    hint text;
     code text;
 BEGIN
     BEGIN
         FOREACH one_family IN ARRAY families LOOP
             IF NOT bqx._run_force(run_id) AND bqx._month_is_current(one_family, pair, month) THEN
                 PERFORM bqx._finish_job(run_id, one_family, pair, month, 'done', worker, started,
-                    r.bars, 0::bigint, r.input_fingerprint, NULL::text, NULL::text)
+                    r.bars, 0::bigint, r.input_fingerprint, NULL::text, NULL::text, NULL::text)
                    FROM bqx._recorded_month(one_family, pair, month) AS r;
             ELSE
                 todo := todo || one_family;
@@ -2171,20 +2263,21 @@ BEGIN
         IF todo <> '{}' THEN
             FOR written IN SELECT * FROM bqx._write_month(pair, todo, month) LOOP
                 PERFORM bqx._finish_job(run_id, written.family, pair, month, 'done', worker, started,
-                    written.bars, written.rows_written, written.input_fingerprint, NULL::text, NULL::text);
+                    written.bars, written.rows_written, written.input_fingerprint, NULL::text, NULL::text, NULL::text);
             END LOOP;
         END IF;
         RETURN true;
     EXCEPTION
         WHEN OTHERS THEN
-            GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, code = RETURNED_SQLSTATE;
+            GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL,
+                                    hint = PG_EXCEPTION_HINT, code = RETURNED_SQLSTATE;
     END;
     IF cardinality(families) > 1 THEN
         -- One family's trouble is not the other's: each on its own.
         RETURN (SELECT bool_and(bqx._run_jobs(run_id, pair, month, ARRAY[f], worker)) FROM unnest(families) AS f);
     END IF;
     PERFORM bqx._finish_job(run_id, families[1], pair, month, 'failed', worker, started, NULL::bigint, NULL::bigint,
-        NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code);
+        NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code, hint);
     RETURN false;
 END
 $$;
@@ -2230,7 +2323,7 @@ DECLARE
     has_baseline boolean := EXISTS (SELECT FROM bqx.baseline_rates AS b WHERE b.pair = $1);
     is_applied boolean := EXISTS (SELECT FROM bqx.baseline_rates AS b WHERE b.pair = $1 AND b.applied_at IS NOT NULL);
 BEGIN
-    IF bqx._column_type(m1, 'rate_index') IS NOT NULL AND NOT is_applied THEN
+    IF bqx._column_type(m1, 'rate_index') IS NOT NULL AND NOT has_baseline THEN
         -- an existing database may bring its own rate_index
         EXECUTE format('SELECT rate_index FROM %s ORDER BY time LIMIT 1', m1) INTO first_index;
     END IF;
@@ -2305,6 +2398,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     done record;
+    common record;
     failures text[];
 BEGIN
     SELECT count(*) AS jobs, coalesce(sum(j.rows_written), 0) AS rows, count(*) FILTER (WHERE j.state = 'pending') AS open
@@ -2313,20 +2407,23 @@ BEGIN
                      ORDER BY j.pair, j.month, j.family) INTO failures
       FROM bqx.jobs AS j WHERE j.run_id = $1 AND j.state = 'failed';
     IF failures IS NOT NULL THEN
+        common := bqx._common_error(run_id);
         RAISE EXCEPTION USING
             -- one kind of trouble keeps its own code, so that callers can tell what it was
-            ERRCODE = coalesce(bqx._common_error_code(run_id), 'P0001'),
+            ERRCODE = coalesce(common.error_code, 'P0001'),
             MESSAGE = format('%s of %s jobs of run %s failed; the others are done', cardinality(failures), done.jobs, run_id),
             DETAIL = array_to_string(failures[1:20], E'\n')
                   || CASE WHEN cardinality(failures) > 20 THEN format(E'\nand %s more', cardinality(failures) - 20) ELSE '' END,
-            HINT = format('SELECT * FROM bqx.jobs WHERE run_id = %s AND state = ''failed'';  mend the cause, then call again: '
-                          'finished months are skipped.', run_id);
+            HINT = coalesce(common.error_hint || ' Then ',
+                            format('SELECT * FROM bqx.jobs WHERE run_id = %s AND state = ''failed'';  names the causes. '
+                                   'When they are mended, ', run_id))
+                   || 'CALL bqx.backfill();  again: finished months are skipped.';
     END IF;
     IF done.open > 0 THEN
         RAISE EXCEPTION USING
             ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('%s of %s jobs of run %s were not done: their worker ended early', done.open, done.jobs, run_id),
-            HINT = 'The server log says why. Call again: finished months are skipped.';
+            HINT = 'The server log says why. CALL bqx.backfill();  again: finished months are skipped.';
     END IF;
     RAISE NOTICE 'run %: % jobs done, % rows written', run_id, done.jobs, done.rows;
 END
@@ -2338,22 +2435,17 @@ CREATE PROCEDURE bqx.backfill(
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    chosen_families text[];
-    chosen text[];
+    chosen_families pg_catalog.text[];
+    chosen pg_catalog.text[];
     jobs bigint;
     wanted int;
     started int := 0;
-    told timestamptz := '-infinity';
+    told pg_catalog.timestamptz := '-infinity';
     more boolean;
 BEGIN
     PERFORM bqx._require_top_level('backfill'::pg_catalog.text);
     SET LOCAL search_path TO pg_catalog, pg_temp;
-    IF workers < 0 THEN
-        RAISE EXCEPTION USING
-            ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('workers is %s', workers),
-            HINT = 'workers => 0 works in this session, N starts N background workers, NULL as many as useful.';
-    END IF;
+    PERFORM bqx._check_workers(workers);
     chosen_families := bqx._check_families(families);
     PERFORM bqx._check_month_range(from_month, to_month);
     chosen := bqx._pairs_or_all(pairs);
@@ -2368,6 +2460,10 @@ BEGIN
     IF wanted > 0 THEN
         started := bqx._start_workers(run_id, wanted);
         IF started = 0 AND NOT coalesce(wait, true) THEN
+            PERFORM bqx._cancel_open_jobs(run_id);
+            PERFORM bqx._close_run(run_id);
+            COMMIT;
+            SET LOCAL search_path TO pg_catalog, pg_temp;
             RAISE EXCEPTION USING
                 ERRCODE = 'insufficient_resources',
                 MESSAGE = 'no background worker slot is free',
@@ -3455,28 +3551,29 @@ CREATE PROCEDURE bqx.run_pipeline(
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    chosen text[];
-    chosen_pair text;
+    chosen pg_catalog.text[];
+    chosen_pair pg_catalog.text;
     run bigint;
-    wrong text[];
+    wrong pg_catalog.text[];
     checks bigint;
 BEGIN
     PERFORM bqx._require_top_level('run_pipeline'::pg_catalog.text);
     SET LOCAL search_path TO pg_catalog, pg_temp;
     PERFORM bqx._check_month_range(from_month, to_month);
+    PERFORM bqx._check_workers(workers);
     chosen := bqx._pairs_or_all(pairs);
     FOREACH chosen_pair IN ARRAY chosen LOOP
         CALL bqx.set_baselines(coalesce(baseline_date, bqx._default_baseline_date(chosen_pair)), ARRAY[chosen_pair]);
     END LOOP;
     COMMIT;
     CALL bqx.index_m1(chosen);
-    CALL bqx.create_tables(NULL::text[], chosen, from_month, to_month);
-    CALL bqx.backfill(NULL::text[], chosen, from_month, to_month, workers, false, true, run);
+    CALL bqx.create_tables(NULL::pg_catalog.text[], chosen, from_month, to_month);
+    CALL bqx.backfill(NULL::pg_catalog.text[], chosen, from_month, to_month, workers, false, true, run);
     SET LOCAL search_path TO pg_catalog, pg_temp;
     SELECT array_agg(format('%s: %s %s %s: %s', v.check_name, v.family, v.pair, to_char(v.month, 'YYYY-MM'), v.detail))
                FILTER (WHERE NOT v.ok), count(*)
       INTO wrong, checks
-      FROM bqx.verify(NULL::text[], chosen, from_month, to_month) AS v;
+      FROM bqx.verify(NULL::pg_catalog.text[], chosen, from_month, to_month) AS v;
     IF wrong IS NOT NULL THEN
         RAISE EXCEPTION USING
             ERRCODE = 'data_corrupted',
