@@ -129,15 +129,18 @@ BEGIN
 END
 $$;
 
--- Months of a pair's data within the months asked for.
-CREATE FUNCTION bqx._months_to_fill(pair text, from_month date, to_month date) RETURNS date[]
+-- Months to fill within the months asked for: those of the pair's data, and those that were filled once and whose bars
+-- have gone since. Rows of other months, an older system's for instance, are nobody's business.
+CREATE FUNCTION bqx._months_to_fill(families text[], pair text, from_month date, to_month date) RETURNS date[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT ARRAY(SELECT m
-                   FROM bqx._m1_span(bqx._m1_table(pair)) AS s,
-                        bqx._months(greatest(bqx._month_of(s.first_bar), bqx._first_of_month(from_month)),
-                                    least(bqx._month_of(s.last_bar), bqx._first_of_month(to_month))) AS m
-                  WHERE s.first_bar IS NOT NULL ORDER BY m)
+    SELECT ARRAY(
+        SELECT m FROM (
+            SELECT d.m FROM bqx._m1_span(bqx._m1_table(pair)) AS s,
+                            bqx._months(bqx._month_of(s.first_bar), bqx._month_of(s.last_bar)) AS d (m)
+            UNION SELECT r.m FROM bqx._recorded_months(families, pair) AS r (m)) AS known
+         WHERE m >= coalesce(bqx._first_of_month(from_month), m) AND m <= coalesce(to_month, m)
+         ORDER BY m)
 $$;
 
 -- Writes the plan of a run into the ledger; NULL where there is nothing to do.
@@ -152,7 +155,7 @@ BEGIN
     PERFORM bqx._check_ready_for_backfill(p, families) FROM unnest(pairs) AS p;
     new_run := bqx._open_run(arguments);
     FOREACH planned_pair IN ARRAY pairs LOOP
-        PERFORM bqx._add_jobs(new_run, planned_pair, families, bqx._months_to_fill(planned_pair, from_month, to_month));
+        PERFORM bqx._add_jobs(new_run, planned_pair, families, bqx._months_to_fill(families, planned_pair, from_month, to_month));
     END LOOP;
     RETURN new_run;
 END

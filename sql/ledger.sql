@@ -1,5 +1,6 @@
 -- The ledger: what was asked for (runs), what was done (jobs), and what the derived tables hold (months).
 -- "running" is stored nowhere: it is an advisory lock of the transaction that works, gone with it.
+-- No foreign keys between these tables: a parallel pg_restore loads them in any order.
 
 CREATE TABLE bqx.run_ledger (
     run_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -11,7 +12,7 @@ CREATE TABLE bqx.run_ledger (
 
 CREATE TABLE bqx.job_ledger (
     job_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    run_id bigint NOT NULL REFERENCES bqx.run_ledger (run_id) ON DELETE CASCADE,
+    run_id bigint NOT NULL,
     family text NOT NULL,
     pair text NOT NULL,
     month date NOT NULL,
@@ -257,6 +258,14 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT m.input_fingerprint, m.bars FROM bqx.month_ledger AS m
      WHERE m.family = $1 AND m.pair = $2 AND m.month = $3
+$$;
+
+-- Months of a pair that were written and had bars.
+CREATE FUNCTION bqx._recorded_months(families text[], pair text) RETURNS SETOF date
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT DISTINCT m.month FROM bqx.month_ledger AS m
+     WHERE m.family = ANY ($1) AND m.pair = $2 AND m.bars > 0
 $$;
 
 -- Forgets a table's months after it was dropped (and only then).

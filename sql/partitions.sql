@@ -26,6 +26,12 @@ AS $$
          WHERE p.partrelid = rel AND p.partstrat = 'r' AND p.partnatts = 1 AND p.partattrs[0] = a.attnum)
 $$;
 
+-- A DEFAULT partition takes the rows of months without one of their own: making such a partition would scan it
+-- under an exclusive lock, and fail where it holds rows of the month.
+CREATE FUNCTION bqx._has_default_partition(rel regclass) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT EXISTS (SELECT FROM pg_partitioned_table AS p WHERE p.partrelid = rel AND p.partdefid <> 0) $$;
+
 -- The partition that holds (a part of) the month; NULL where none does.
 CREATE FUNCTION bqx._partition_of_month(parent regclass, month date) RETURNS regclass
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
@@ -90,7 +96,8 @@ AS $$
      WHERE g.from_ts < g.to_ts
 $$;
 
--- Makes the missing partitions of the months, and says how many. Tables that are not partitioned need none.
+-- Makes the missing partitions of the months, and says how many. Tables that are not partitioned, or have a DEFAULT
+-- partition, need none.
 CREATE FUNCTION bqx._ensure_partitions(parent regclass, key_column name, months date[]) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -99,7 +106,7 @@ DECLARE
     partition_name name;
     made int := 0;
 BEGIN
-    IF NOT bqx._is_partitioned_by(parent, key_column) THEN
+    IF NOT bqx._is_partitioned_by(parent, key_column) OR bqx._has_default_partition(parent) THEN
         RETURN 0;
     END IF;
     FOR missing IN

@@ -18,7 +18,7 @@ SELECT p, pg_catalog.upper(pg_catalog.left(p, 3)), pg_catalog.upper(pg_catalog.r
     'gbpusd', 'nzdcad', 'nzdchf', 'nzdjpy', 'nzdusd', 'usdcad', 'usdchf', 'usdjpy']) AS p;
 
 CREATE TABLE bqx.baseline_rates (
-    pair text PRIMARY KEY REFERENCES bqx.pairs (pair),
+    pair text PRIMARY KEY,
     baseline_date timestamp with time zone NOT NULL,
     baseline_time timestamp with time zone NOT NULL,
     baseline_rate double precision NOT NULL

@@ -2,23 +2,25 @@
 --   fast: a new or empty partition gets fresh storage, filled straight and its key built after;
 --   plain: rows that differ are replaced by SQL, under MVCC, whatever triggers, rules or columns the table has.
 
--- Why a table's months can't be written the fast way; NULL: they can.
-CREATE FUNCTION bqx._why_not_fast(family text, derived regclass) RETURNS text
+-- Why rows can't be put straight into a table (for a partitioned one: into its partitions); NULL: they can. Whatever
+-- the executor would have looked at for each row has to be absent.
+CREATE FUNCTION bqx._why_not_fast(family text, rel regclass) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE
-        WHEN NOT bqx._is_partitioned_by(derived, 'ts_utc') THEN 'it is not partitioned by ts_utc'
         WHEN NOT pg_has_role(current_user, c.relowner, 'USAGE') THEN 'the caller does not own it'
         WHEN c.relrowsecurity THEN 'it has row-level security'
-        WHEN EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = derived) THEN 'it has triggers or foreign keys'
-        WHEN EXISTS (SELECT FROM pg_constraint AS k WHERE k.conrelid = derived AND k.contype <> 'p') THEN 'it has constraints'
+        WHEN EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = rel) THEN 'it has triggers or foreign keys'
+        WHEN EXISTS (SELECT FROM pg_constraint AS k WHERE k.conrelid = rel AND k.contype NOT IN ('p', 'u', 'n'))
+            THEN 'it has constraints'
         WHEN EXISTS (SELECT FROM pg_attribute AS a
-                      WHERE a.attrelid = derived AND a.attnum > 0 AND NOT a.attisdropped
+                      WHERE a.attrelid = rel AND a.attnum > 0 AND NOT a.attisdropped
                         AND (bqx._column_window(family, a.attname::text) IS NULL OR a.attgenerated <> ''
+                             OR (a.attnotnull AND a.attname <> 'ts_utc')
                              OR a.atttypid <> CASE WHEN a.attname IN ('ts_utc', 'created_at')
                                               THEN 'timestamptz'::regtype ELSE 'float8'::regtype END))
             THEN 'it has columns of other kinds' END
-      FROM pg_class AS c WHERE c.oid = derived
+      FROM pg_class AS c WHERE c.oid = rel
 $$;
 
 -- A partition that can be filled the fast way, in this transaction: a new one (not attached yet), or one that never
@@ -31,11 +33,13 @@ DECLARE
     existing regclass;
     fits boolean;
 BEGIN
-    IF bqx._why_not_fast(family, derived) IS NOT NULL THEN
+    IF NOT bqx._is_partitioned_by(derived, 'ts_utc') OR bqx._why_not_fast(family, derived) IS NOT NULL THEN
         RETURN NULL;
     END IF;
     existing := bqx._partition_of_month(derived, month);
-    IF existing IS NULL THEN
+    IF existing IS NULL AND bqx._has_default_partition(derived) THEN
+        RETURN NULL;
+    ELSIF existing IS NULL THEN
         -- built aside: nobody can see it before it is attached, as the last act
         EXECUTE format('CREATE TABLE bqx.%I (LIKE %s INCLUDING ALL, CHECK (ts_utc >= %s AND ts_utc < %s))',
                        bqx._free_partition_name(derived, month), derived,
@@ -45,13 +49,7 @@ BEGIN
     END IF;
 
     SELECT p.from_ts = bqx._month_start(month) AND p.to_ts = bqx._month_start(bqx._next_month(month))
-           AND c.relkind = 'r' AND pg_has_role(current_user, c.relowner, 'USAGE')
-           AND NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = p.partition)
-           AND NOT c.relrowsecurity
-           AND (SELECT array_agg((a.attname, a.atttypid) ORDER BY a.attname) FROM pg_attribute AS a
-                 WHERE a.attrelid = p.partition AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '')
-             = (SELECT array_agg((a.attname, a.atttypid) ORDER BY a.attname) FROM pg_attribute AS a
-                 WHERE a.attrelid = derived AND a.attnum > 0 AND NOT a.attisdropped)
+           AND c.relkind = 'r' AND bqx._why_not_fast(family, p.partition) IS NULL
       INTO fits
       FROM bqx._partitions(derived) AS p JOIN pg_class AS c ON c.oid = p.partition
      WHERE p.partition = existing;
