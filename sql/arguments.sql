@@ -1,3 +1,9 @@
+-- How the stages that commit begin, and go on after each COMMIT:
+--   SET TRANSACTION ISOLATION LEVEL READ COMMITTED;   advisory locks order statements, so each must see what the
+--                                                     former holder committed, whatever the database's default is
+--   SET LOCAL search_path TO pg_catalog, pg_temp;     a SET clause would forbid COMMIT
+-- The types of their variables are written with their schema, because those are looked up before.
+
 -- Arguments of the stages, checked the same way everywhere: what is refused is refused before anything is done.
 
 CREATE FUNCTION bqx._check_families(families text[]) RETURNS text[]

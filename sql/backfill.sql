@@ -237,6 +237,8 @@ DECLARE
     more boolean;
 BEGIN
     PERFORM bqx._require_top_level('backfill'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     PERFORM bqx._check_workers(workers);
     chosen_families := bqx._check_families(families);
@@ -247,6 +249,7 @@ BEGIN
         'workers', workers, 'force', coalesce(force, false), 'wait', coalesce(wait, true)));
     jobs := (SELECT count(*) FROM bqx.jobs AS j WHERE j.run_id = backfill.run_id);
     COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
 
     wanted := least(coalesce(workers, bqx._useful_workers()), (SELECT count(*) FROM bqx._open_units(run_id)));
@@ -256,6 +259,7 @@ BEGIN
             PERFORM bqx._cancel_open_jobs(run_id);
             PERFORM bqx._close_run(run_id);
             COMMIT;
+            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
             SET LOCAL search_path TO pg_catalog, pg_temp;
             RAISE EXCEPTION USING
                 ERRCODE = 'insufficient_resources',
@@ -274,6 +278,8 @@ BEGIN
             PERFORM bqx._close_run(run_id);
         END IF;
         COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
         RETURN;
     END IF;
 
@@ -284,12 +290,14 @@ BEGIN
             more := bqx._work_once(run_id, 0);
         END IF;
         COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;
         told := bqx._tell_finished_jobs(run_id, told);
         EXIT WHEN NOT more;
     END LOOP;
     PERFORM bqx._close_run(run_id);
     COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     IF jobs = 0 THEN
         RAISE NOTICE 'run %: no bars in these months, nothing to do', run_id;

@@ -271,6 +271,8 @@ DECLARE
     found_format pg_catalog.text;
 BEGIN
     PERFORM bqx._require_top_level('load_m1'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     checked_pair := bqx._check_pair(pair);
     skip_bad := bqx._check_on_bad_row(on_bad_row);
@@ -288,6 +290,8 @@ BEGIN
     PERFORM bqx._store_bars(checked_pair, path, found_format, skip_bad);
     PERFORM bqx._drop_load_tables();
     COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
 END
 $$;
 COMMENT ON PROCEDURE bqx.load_m1(text, text, text, text, text) IS
@@ -303,6 +307,8 @@ DECLARE
     found_format pg_catalog.text;
 BEGIN
     PERFORM bqx._require_top_level('ingest_m1'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     checked_pair := bqx._check_pair(pair);
     skip_bad := bqx._check_on_bad_row(on_bad_row);
@@ -319,10 +325,13 @@ BEGIN
     -- with bad rows can't get mixed up with the next one.
     found_format := bqx._parse_lines_into_bars(format, time_zone);
     COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     PERFORM bqx._store_bars(checked_pair, 'm1_staging', found_format, skip_bad);
     PERFORM bqx._drop_load_tables();
     COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
 END
 $$;
 COMMENT ON PROCEDURE bqx.ingest_m1(text, text, text, text) IS

@@ -87,7 +87,7 @@ SELECT p, pg_catalog.upper(pg_catalog.left(p, 3)), pg_catalog.upper(pg_catalog.r
     'gbpusd', 'nzdcad', 'nzdchf', 'nzdjpy', 'nzdusd', 'usdcad', 'usdchf', 'usdjpy']) AS p;
 
 CREATE TABLE bqx.baseline_rates (
-    pair text PRIMARY KEY REFERENCES bqx.pairs (pair),
+    pair text PRIMARY KEY,
     baseline_date timestamp with time zone NOT NULL,
     baseline_time timestamp with time zone NOT NULL,
     baseline_rate double precision NOT NULL
@@ -203,6 +203,7 @@ $$;
 
 -- The ledger: what was asked for (runs), what was done (jobs), and what the derived tables hold (months).
 -- "running" is stored nowhere: it is an advisory lock of the transaction that works, gone with it.
+-- No foreign keys between these tables: a parallel pg_restore loads them in any order.
 
 CREATE TABLE bqx.run_ledger (
     run_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -214,7 +215,7 @@ CREATE TABLE bqx.run_ledger (
 
 CREATE TABLE bqx.job_ledger (
     job_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    run_id bigint NOT NULL REFERENCES bqx.run_ledger (run_id) ON DELETE CASCADE,
+    run_id bigint NOT NULL,
     family text NOT NULL,
     pair text NOT NULL,
     month date NOT NULL,
@@ -462,6 +463,14 @@ AS $$
      WHERE m.family = $1 AND m.pair = $2 AND m.month = $3
 $$;
 
+-- Months of a pair that were written and had bars.
+CREATE FUNCTION bqx._recorded_months(families text[], pair text) RETURNS SETOF date
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT DISTINCT m.month FROM bqx.month_ledger AS m
+     WHERE m.family = ANY ($1) AND m.pair = $2 AND m.bars > 0
+$$;
+
 -- Forgets a table's months after it was dropped (and only then).
 CREATE FUNCTION bqx._forget_months(family text, pair text) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -588,6 +597,12 @@ AS 'MODULE_PATHNAME', '_min_window_wrapper';
 --   ledger
 --   metric_columns::_min_window
 --   metric_columns::_max_window
+
+-- How the stages that commit begin, and go on after each COMMIT:
+--   SET TRANSACTION ISOLATION LEVEL READ COMMITTED;   advisory locks order statements, so each must see what the
+--                                                     former holder committed, whatever the database's default is
+--   SET LOCAL search_path TO pg_catalog, pg_temp;     a SET clause would forbid COMMIT
+-- The types of their variables are written with their schema, because those are looked up before.
 
 -- Arguments of the stages, checked the same way everywhere: what is refused is refused before anything is done.
 
@@ -800,6 +815,12 @@ AS $$
          WHERE p.partrelid = rel AND p.partstrat = 'r' AND p.partnatts = 1 AND p.partattrs[0] = a.attnum)
 $$;
 
+-- A DEFAULT partition takes the rows of months without one of their own: making such a partition would scan it
+-- under an exclusive lock, and fail where it holds rows of the month.
+CREATE FUNCTION bqx._has_default_partition(rel regclass) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT EXISTS (SELECT FROM pg_partitioned_table AS p WHERE p.partrelid = rel AND p.partdefid <> 0) $$;
+
 -- The partition that holds (a part of) the month; NULL where none does.
 CREATE FUNCTION bqx._partition_of_month(parent regclass, month date) RETURNS regclass
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
@@ -864,7 +885,8 @@ AS $$
      WHERE g.from_ts < g.to_ts
 $$;
 
--- Makes the missing partitions of the months, and says how many. Tables that are not partitioned need none.
+-- Makes the missing partitions of the months, and says how many. Tables that are not partitioned, or have a DEFAULT
+-- partition, need none.
 CREATE FUNCTION bqx._ensure_partitions(parent regclass, key_column name, months date[]) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -873,7 +895,7 @@ DECLARE
     partition_name name;
     made int := 0;
 BEGIN
-    IF NOT bqx._is_partitioned_by(parent, key_column) THEN
+    IF NOT bqx._is_partitioned_by(parent, key_column) OR bqx._has_default_partition(parent) THEN
         RETURN 0;
     END IF;
     FOR missing IN
@@ -1041,12 +1063,13 @@ DECLARE
     made int;
 BEGIN
     PERFORM bqx._require_top_level('create_m1'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     PERFORM bqx._check_month_range(from_month, to_month);
     chosen := coalesce(bqx._check_pairs(pairs), ARRAY(SELECT p.pair FROM bqx.pairs AS p ORDER BY 1));
 
     FOREACH chosen_pair IN ARRAY chosen LOOP
-        SET LOCAL search_path TO pg_catalog, pg_temp;
         existed := to_regclass(format('bqx.%I', 'm1_' || chosen_pair)) IS NOT NULL;
         m1 := bqx._ensure_m1(chosen_pair);
         span := bqx._m1_span(m1);
@@ -1059,6 +1082,8 @@ BEGIN
         END IF;
         PERFORM bqx._keep_trigger_everywhere(m1);
         COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
         RAISE NOTICE 'm1_%: %, % partition(s) made', chosen_pair,
             CASE WHEN existed THEN 'was there' ELSE 'table made' END, made;
     END LOOP;
@@ -1275,12 +1300,13 @@ DECLARE
     generated boolean;
 BEGIN
     PERFORM bqx._require_top_level('index_m1'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     chosen := bqx._pairs_or_all(pairs);
     PERFORM bqx._baseline_of(p) FROM unnest(chosen) AS p;  -- all are checked before the first is touched
 
     FOREACH chosen_pair IN ARRAY chosen LOOP
-        SET LOCAL search_path TO pg_catalog, pg_temp;
         m1 := bqx._m1_table(chosen_pair);
         baseline := bqx._baseline_of(chosen_pair);
         IF bqx._column_type(m1, 'rate_index') IS NULL THEN
@@ -1299,14 +1325,18 @@ BEGIN
             leaves := bqx._leaves(m1);
         END IF;
         COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
         FOREACH leaf IN ARRAY leaves LOOP
-            SET LOCAL search_path TO pg_catalog, pg_temp;
             changed := changed + bqx._update_rate_index(leaf, baseline);
             COMMIT;
+            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+            SET LOCAL search_path TO pg_catalog, pg_temp;
         END LOOP;
-        SET LOCAL search_path TO pg_catalog, pg_temp;
         PERFORM bqx._mark_baseline_applied(chosen_pair);
         COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
         RAISE NOTICE 'm1_%: baseline % applied, rate_index set on % bars', chosen_pair, baseline, changed;
     END LOOP;
 END
@@ -1615,6 +1645,8 @@ DECLARE
     found_format pg_catalog.text;
 BEGIN
     PERFORM bqx._require_top_level('load_m1'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     checked_pair := bqx._check_pair(pair);
     skip_bad := bqx._check_on_bad_row(on_bad_row);
@@ -1632,6 +1664,8 @@ BEGIN
     PERFORM bqx._store_bars(checked_pair, path, found_format, skip_bad);
     PERFORM bqx._drop_load_tables();
     COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
 END
 $$;
 COMMENT ON PROCEDURE bqx.load_m1(text, text, text, text, text) IS
@@ -1647,6 +1681,8 @@ DECLARE
     found_format pg_catalog.text;
 BEGIN
     PERFORM bqx._require_top_level('ingest_m1'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     checked_pair := bqx._check_pair(pair);
     skip_bad := bqx._check_on_bad_row(on_bad_row);
@@ -1663,10 +1699,13 @@ BEGIN
     -- with bad rows can't get mixed up with the next one.
     found_format := bqx._parse_lines_into_bars(format, time_zone);
     COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     PERFORM bqx._store_bars(checked_pair, 'm1_staging', found_format, skip_bad);
     PERFORM bqx._drop_load_tables();
     COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
 END
 $$;
 COMMENT ON PROCEDURE bqx.ingest_m1(text, text, text, text) IS
@@ -1741,6 +1780,8 @@ DECLARE
     inserted bigint;
 BEGIN
     PERFORM bqx._require_top_level('simulate_m1'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     IF from_month IS NULL OR to_month IS NULL OR seed IS NULL THEN
         RAISE EXCEPTION USING
@@ -1756,9 +1797,10 @@ BEGIN
     FOREACH chosen_pair IN ARRAY chosen LOOP
         inserted := 0;
         FOREACH chosen_month IN ARRAY months LOOP
-            SET LOCAL search_path TO pg_catalog, pg_temp;
             inserted := inserted + bqx._simulate_month(chosen_pair, chosen_month, seed);
             COMMIT;
+            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+            SET LOCAL search_path TO pg_catalog, pg_temp;
         END LOOP;
         RAISE NOTICE 'm1_%: % simulated bars inserted', chosen_pair, inserted;
     END LOOP;
@@ -1867,6 +1909,8 @@ DECLARE
     made int;
 BEGIN
     PERFORM bqx._require_top_level('create_tables'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     chosen_families := bqx._check_families(families);
     chosen_windows := bqx._check_windows(chosen_families, windows);
@@ -1877,7 +1921,6 @@ BEGIN
 
     FOREACH chosen_pair IN ARRAY chosen LOOP
         FOREACH chosen_family IN ARRAY chosen_families LOOP
-            SET LOCAL search_path TO pg_catalog, pg_temp;
             m1 := to_regclass(format('bqx.%I', 'm1_' || chosen_pair));
             first_month := from_month;
             last_month := to_month;
@@ -1897,6 +1940,8 @@ BEGIN
             made := CASE WHEN first_month IS NULL THEN 0
                     ELSE bqx._ensure_partitions(derived, 'ts_utc', ARRAY(SELECT bqx._months(first_month, last_month))) END;
             COMMIT;
+            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+            SET LOCAL search_path TO pg_catalog, pg_temp;
             RAISE NOTICE '%_%: %, % partition(s) made', chosen_family, chosen_pair,
                 CASE WHEN existed THEN 'was there' ELSE 'table made' END, made;
         END LOOP;
@@ -1946,6 +1991,8 @@ DECLARE
     gone record;
 BEGIN
     PERFORM bqx._require_top_level('drop_tables'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     chosen_families := bqx._check_families(families);
     chosen := coalesce(bqx._check_pairs(pairs), ARRAY(SELECT p.pair FROM bqx.pairs AS p ORDER BY 1));
@@ -1973,7 +2020,6 @@ BEGIN
     END IF;
     FOREACH chosen_pair IN ARRAY chosen LOOP
         FOREACH chosen_family IN ARRAY chosen_families LOOP
-            SET LOCAL search_path TO pg_catalog, pg_temp;
             derived := to_regclass(format('bqx.%I', bqx._derived_name(chosen_family, chosen_pair)));
             CONTINUE WHEN derived IS NULL;
             table_name := derived::text;
@@ -1984,6 +2030,8 @@ BEGIN
             EXECUTE format('DROP TABLE %s %s', table_name, CASE WHEN cascade THEN 'CASCADE' ELSE 'RESTRICT' END);
             PERFORM bqx._forget_months(chosen_family, chosen_pair);
             COMMIT;
+            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+            SET LOCAL search_path TO pg_catalog, pg_temp;
             RAISE NOTICE '% dropped', table_name;
         END LOOP;
     END LOOP;
@@ -2002,23 +2050,26 @@ COMMENT ON PROCEDURE bqx.drop_tables(text[], text[], boolean) IS
 --   fast: a new or empty partition gets fresh storage, filled straight and its key built after;
 --   plain: rows that differ are replaced by SQL, under MVCC, whatever triggers, rules or columns the table has.
 
--- Why a table's months can't be written the fast way; NULL: they can.
-CREATE FUNCTION bqx._why_not_fast(family text, derived regclass) RETURNS text
+-- Why rows can't be put straight into a table (for a partitioned one: into its partitions); NULL: they can. Whatever
+-- the executor would have looked at for each row has to be absent.
+CREATE FUNCTION bqx._why_not_fast(family text, rel regclass) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE
-        WHEN NOT bqx._is_partitioned_by(derived, 'ts_utc') THEN 'it is not partitioned by ts_utc'
         WHEN NOT pg_has_role(current_user, c.relowner, 'USAGE') THEN 'the caller does not own it'
         WHEN c.relrowsecurity THEN 'it has row-level security'
-        WHEN EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = derived) THEN 'it has triggers or foreign keys'
-        WHEN EXISTS (SELECT FROM pg_constraint AS k WHERE k.conrelid = derived AND k.contype <> 'p') THEN 'it has constraints'
+        WHEN c.relhasrules THEN 'it has rules'
+        WHEN EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = rel) THEN 'it has triggers or foreign keys'
+        WHEN EXISTS (SELECT FROM pg_constraint AS k WHERE k.conrelid = rel AND k.contype NOT IN ('p', 'u', 'n'))
+            THEN 'it has constraints'
         WHEN EXISTS (SELECT FROM pg_attribute AS a
-                      WHERE a.attrelid = derived AND a.attnum > 0 AND NOT a.attisdropped
+                      WHERE a.attrelid = rel AND a.attnum > 0 AND NOT a.attisdropped
                         AND (bqx._column_window(family, a.attname::text) IS NULL OR a.attgenerated <> ''
+                             OR (a.attnotnull AND a.attname <> 'ts_utc')
                              OR a.atttypid <> CASE WHEN a.attname IN ('ts_utc', 'created_at')
                                               THEN 'timestamptz'::regtype ELSE 'float8'::regtype END))
             THEN 'it has columns of other kinds' END
-      FROM pg_class AS c WHERE c.oid = derived
+      FROM pg_class AS c WHERE c.oid = rel
 $$;
 
 -- A partition that can be filled the fast way, in this transaction: a new one (not attached yet), or one that never
@@ -2031,11 +2082,13 @@ DECLARE
     existing regclass;
     fits boolean;
 BEGIN
-    IF bqx._why_not_fast(family, derived) IS NOT NULL THEN
+    IF NOT bqx._is_partitioned_by(derived, 'ts_utc') OR bqx._why_not_fast(family, derived) IS NOT NULL THEN
         RETURN NULL;
     END IF;
     existing := bqx._partition_of_month(derived, month);
-    IF existing IS NULL THEN
+    IF existing IS NULL AND bqx._has_default_partition(derived) THEN
+        RETURN NULL;
+    ELSIF existing IS NULL THEN
         -- built aside: nobody can see it before it is attached, as the last act
         EXECUTE format('CREATE TABLE bqx.%I (LIKE %s INCLUDING ALL, CHECK (ts_utc >= %s AND ts_utc < %s))',
                        bqx._free_partition_name(derived, month), derived,
@@ -2045,13 +2098,7 @@ BEGIN
     END IF;
 
     SELECT p.from_ts = bqx._month_start(month) AND p.to_ts = bqx._month_start(bqx._next_month(month))
-           AND c.relkind = 'r' AND pg_has_role(current_user, c.relowner, 'USAGE')
-           AND NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = p.partition)
-           AND NOT c.relrowsecurity
-           AND (SELECT array_agg((a.attname, a.atttypid) ORDER BY a.attname) FROM pg_attribute AS a
-                 WHERE a.attrelid = p.partition AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '')
-             = (SELECT array_agg((a.attname, a.atttypid) ORDER BY a.attname) FROM pg_attribute AS a
-                 WHERE a.attrelid = derived AND a.attnum > 0 AND NOT a.attisdropped)
+           AND c.relkind = 'r' AND bqx._why_not_fast(family, p.partition) IS NULL
       INTO fits
       FROM bqx._partitions(derived) AS p JOIN pg_class AS c ON c.oid = p.partition
      WHERE p.partition = existing;
@@ -2339,15 +2386,18 @@ BEGIN
 END
 $$;
 
--- Months of a pair's data within the months asked for.
-CREATE FUNCTION bqx._months_to_fill(pair text, from_month date, to_month date) RETURNS date[]
+-- Months to fill within the months asked for: those of the pair's data, and those that were filled once and whose bars
+-- have gone since. Rows of other months, an older system's for instance, are nobody's business.
+CREATE FUNCTION bqx._months_to_fill(families text[], pair text, from_month date, to_month date) RETURNS date[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT ARRAY(SELECT m
-                   FROM bqx._m1_span(bqx._m1_table(pair)) AS s,
-                        bqx._months(greatest(bqx._month_of(s.first_bar), bqx._first_of_month(from_month)),
-                                    least(bqx._month_of(s.last_bar), bqx._first_of_month(to_month))) AS m
-                  WHERE s.first_bar IS NOT NULL ORDER BY m)
+    SELECT ARRAY(
+        SELECT m FROM (
+            SELECT d.m FROM bqx._m1_span(bqx._m1_table(pair)) AS s,
+                            bqx._months(bqx._month_of(s.first_bar), bqx._month_of(s.last_bar)) AS d (m)
+            UNION SELECT r.m FROM bqx._recorded_months(families, pair) AS r (m)) AS known
+         WHERE m >= coalesce(bqx._first_of_month(from_month), m) AND m <= coalesce(to_month, m)
+         ORDER BY m)
 $$;
 
 -- Writes the plan of a run into the ledger; NULL where there is nothing to do.
@@ -2362,7 +2412,7 @@ BEGIN
     PERFORM bqx._check_ready_for_backfill(p, families) FROM unnest(pairs) AS p;
     new_run := bqx._open_run(arguments);
     FOREACH planned_pair IN ARRAY pairs LOOP
-        PERFORM bqx._add_jobs(new_run, planned_pair, families, bqx._months_to_fill(planned_pair, from_month, to_month));
+        PERFORM bqx._add_jobs(new_run, planned_pair, families, bqx._months_to_fill(families, planned_pair, from_month, to_month));
     END LOOP;
     RETURN new_run;
 END
@@ -2444,6 +2494,8 @@ DECLARE
     more boolean;
 BEGIN
     PERFORM bqx._require_top_level('backfill'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     PERFORM bqx._check_workers(workers);
     chosen_families := bqx._check_families(families);
@@ -2454,6 +2506,7 @@ BEGIN
         'workers', workers, 'force', coalesce(force, false), 'wait', coalesce(wait, true)));
     jobs := (SELECT count(*) FROM bqx.jobs AS j WHERE j.run_id = backfill.run_id);
     COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
 
     wanted := least(coalesce(workers, bqx._useful_workers()), (SELECT count(*) FROM bqx._open_units(run_id)));
@@ -2463,6 +2516,7 @@ BEGIN
             PERFORM bqx._cancel_open_jobs(run_id);
             PERFORM bqx._close_run(run_id);
             COMMIT;
+            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
             SET LOCAL search_path TO pg_catalog, pg_temp;
             RAISE EXCEPTION USING
                 ERRCODE = 'insufficient_resources',
@@ -2481,6 +2535,8 @@ BEGIN
             PERFORM bqx._close_run(run_id);
         END IF;
         COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
         RETURN;
     END IF;
 
@@ -2491,12 +2547,14 @@ BEGIN
             more := bqx._work_once(run_id, 0);
         END IF;
         COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;
         told := bqx._tell_finished_jobs(run_id, told);
         EXIT WHEN NOT more;
     END LOOP;
     PERFORM bqx._close_run(run_id);
     COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     IF jobs = 0 THEN
         RAISE NOTICE 'run %: no bars in these months, nothing to do', run_id;
@@ -3221,7 +3279,7 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     m1 regclass := bqx._m1_table(pair);
-    data_months date[] := bqx._months_to_fill(pair, from_month, to_month);
+    data_months date[] := bqx._months_to_fill(ARRAY['bqx', 'reg'], pair, from_month, to_month);
     months date[] := bqx._months_to_verify(
         data_months, ARRAY(SELECT bqx._derived_table(f, pair) FROM unnest(families) AS f), from_month, to_month);
     family text;
@@ -3558,6 +3616,8 @@ DECLARE
     checks bigint;
 BEGIN
     PERFORM bqx._require_top_level('run_pipeline'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     PERFORM bqx._check_month_range(from_month, to_month);
     PERFORM bqx._check_workers(workers);
@@ -3566,6 +3626,8 @@ BEGIN
         CALL bqx.set_baselines(coalesce(baseline_date, bqx._default_baseline_date(chosen_pair)), ARRAY[chosen_pair]);
     END LOOP;
     COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
     CALL bqx.index_m1(chosen);
     CALL bqx.create_tables(NULL::pg_catalog.text[], chosen, from_month, to_month);
     CALL bqx.backfill(NULL::pg_catalog.text[], chosen, from_month, to_month, workers, false, true, run);
@@ -3583,6 +3645,8 @@ BEGIN
     END IF;
     RAISE NOTICE 'verification: all % checks hold', checks;
     COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
 END
 $$;
 COMMENT ON PROCEDURE bqx.run_pipeline(text[], timestamp with time zone, date, date, int) IS

@@ -90,6 +90,8 @@ DECLARE
     made int;
 BEGIN
     PERFORM bqx._require_top_level('create_tables'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     chosen_families := bqx._check_families(families);
     chosen_windows := bqx._check_windows(chosen_families, windows);
@@ -100,7 +102,6 @@ BEGIN
 
     FOREACH chosen_pair IN ARRAY chosen LOOP
         FOREACH chosen_family IN ARRAY chosen_families LOOP
-            SET LOCAL search_path TO pg_catalog, pg_temp;
             m1 := to_regclass(format('bqx.%I', 'm1_' || chosen_pair));
             first_month := from_month;
             last_month := to_month;
@@ -120,6 +121,8 @@ BEGIN
             made := CASE WHEN first_month IS NULL THEN 0
                     ELSE bqx._ensure_partitions(derived, 'ts_utc', ARRAY(SELECT bqx._months(first_month, last_month))) END;
             COMMIT;
+            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+            SET LOCAL search_path TO pg_catalog, pg_temp;
             RAISE NOTICE '%_%: %, % partition(s) made', chosen_family, chosen_pair,
                 CASE WHEN existed THEN 'was there' ELSE 'table made' END, made;
         END LOOP;
@@ -169,6 +172,8 @@ DECLARE
     gone record;
 BEGIN
     PERFORM bqx._require_top_level('drop_tables'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     chosen_families := bqx._check_families(families);
     chosen := coalesce(bqx._check_pairs(pairs), ARRAY(SELECT p.pair FROM bqx.pairs AS p ORDER BY 1));
@@ -196,7 +201,6 @@ BEGIN
     END IF;
     FOREACH chosen_pair IN ARRAY chosen LOOP
         FOREACH chosen_family IN ARRAY chosen_families LOOP
-            SET LOCAL search_path TO pg_catalog, pg_temp;
             derived := to_regclass(format('bqx.%I', bqx._derived_name(chosen_family, chosen_pair)));
             CONTINUE WHEN derived IS NULL;
             table_name := derived::text;
@@ -207,6 +211,8 @@ BEGIN
             EXECUTE format('DROP TABLE %s %s', table_name, CASE WHEN cascade THEN 'CASCADE' ELSE 'RESTRICT' END);
             PERFORM bqx._forget_months(chosen_family, chosen_pair);
             COMMIT;
+            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+            SET LOCAL search_path TO pg_catalog, pg_temp;
             RAISE NOTICE '% dropped', table_name;
         END LOOP;
     END LOOP;

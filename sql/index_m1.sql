@@ -104,12 +104,13 @@ DECLARE
     generated boolean;
 BEGIN
     PERFORM bqx._require_top_level('index_m1'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     chosen := bqx._pairs_or_all(pairs);
     PERFORM bqx._baseline_of(p) FROM unnest(chosen) AS p;  -- all are checked before the first is touched
 
     FOREACH chosen_pair IN ARRAY chosen LOOP
-        SET LOCAL search_path TO pg_catalog, pg_temp;
         m1 := bqx._m1_table(chosen_pair);
         baseline := bqx._baseline_of(chosen_pair);
         IF bqx._column_type(m1, 'rate_index') IS NULL THEN
@@ -128,14 +129,18 @@ BEGIN
             leaves := bqx._leaves(m1);
         END IF;
         COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
         FOREACH leaf IN ARRAY leaves LOOP
-            SET LOCAL search_path TO pg_catalog, pg_temp;
             changed := changed + bqx._update_rate_index(leaf, baseline);
             COMMIT;
+            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+            SET LOCAL search_path TO pg_catalog, pg_temp;
         END LOOP;
-        SET LOCAL search_path TO pg_catalog, pg_temp;
         PERFORM bqx._mark_baseline_applied(chosen_pair);
         COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
         RAISE NOTICE 'm1_%: baseline % applied, rate_index set on % bars', chosen_pair, baseline, changed;
     END LOOP;
 END

@@ -143,12 +143,13 @@ DECLARE
     made int;
 BEGIN
     PERFORM bqx._require_top_level('create_m1'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     PERFORM bqx._check_month_range(from_month, to_month);
     chosen := coalesce(bqx._check_pairs(pairs), ARRAY(SELECT p.pair FROM bqx.pairs AS p ORDER BY 1));
 
     FOREACH chosen_pair IN ARRAY chosen LOOP
-        SET LOCAL search_path TO pg_catalog, pg_temp;
         existed := to_regclass(format('bqx.%I', 'm1_' || chosen_pair)) IS NOT NULL;
         m1 := bqx._ensure_m1(chosen_pair);
         span := bqx._m1_span(m1);
@@ -161,6 +162,8 @@ BEGIN
         END IF;
         PERFORM bqx._keep_trigger_everywhere(m1);
         COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
         RAISE NOTICE 'm1_%: %, % partition(s) made', chosen_pair,
             CASE WHEN existed THEN 'was there' ELSE 'table made' END, made;
     END LOOP;

@@ -36,6 +36,8 @@ DECLARE
     checks bigint;
 BEGIN
     PERFORM bqx._require_top_level('run_pipeline'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     PERFORM bqx._check_month_range(from_month, to_month);
     PERFORM bqx._check_workers(workers);
@@ -44,6 +46,8 @@ BEGIN
         CALL bqx.set_baselines(coalesce(baseline_date, bqx._default_baseline_date(chosen_pair)), ARRAY[chosen_pair]);
     END LOOP;
     COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
     CALL bqx.index_m1(chosen);
     CALL bqx.create_tables(NULL::pg_catalog.text[], chosen, from_month, to_month);
     CALL bqx.backfill(NULL::pg_catalog.text[], chosen, from_month, to_month, workers, false, true, run);
@@ -61,6 +65,8 @@ BEGIN
     END IF;
     RAISE NOTICE 'verification: all % checks hold', checks;
     COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
 END
 $$;
 COMMENT ON PROCEDURE bqx.run_pipeline(text[], timestamp with time zone, date, date, int) IS

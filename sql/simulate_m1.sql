@@ -61,6 +61,8 @@ DECLARE
     inserted bigint;
 BEGIN
     PERFORM bqx._require_top_level('simulate_m1'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     IF from_month IS NULL OR to_month IS NULL OR seed IS NULL THEN
         RAISE EXCEPTION USING
@@ -76,9 +78,10 @@ BEGIN
     FOREACH chosen_pair IN ARRAY chosen LOOP
         inserted := 0;
         FOREACH chosen_month IN ARRAY months LOOP
-            SET LOCAL search_path TO pg_catalog, pg_temp;
             inserted := inserted + bqx._simulate_month(chosen_pair, chosen_month, seed);
             COMMIT;
+            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+            SET LOCAL search_path TO pg_catalog, pg_temp;
         END LOOP;
         RAISE NOTICE 'm1_%: % simulated bars inserted', chosen_pair, inserted;
     END LOOP;

@@ -593,7 +593,7 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     m1 regclass := bqx._m1_table(pair);
-    data_months date[] := bqx._months_to_fill(pair, from_month, to_month);
+    data_months date[] := bqx._months_to_fill(ARRAY['bqx', 'reg'], pair, from_month, to_month);
     months date[] := bqx._months_to_verify(
         data_months, ARRAY(SELECT bqx._derived_table(f, pair) FROM unnest(families) AS f), from_month, to_month);
     family text;

@@ -10,6 +10,7 @@ AS $$
     SELECT CASE
         WHEN NOT pg_has_role(current_user, c.relowner, 'USAGE') THEN 'the caller does not own it'
         WHEN c.relrowsecurity THEN 'it has row-level security'
+        WHEN c.relhasrules THEN 'it has rules'
         WHEN EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = rel) THEN 'it has triggers or foreign keys'
         WHEN EXISTS (SELECT FROM pg_constraint AS k WHERE k.conrelid = rel AND k.contype NOT IN ('p', 'u', 'n'))
             THEN 'it has constraints'

@@ -136,6 +136,16 @@ pub extern "C-unwind" fn bqx_worker_main(_arg: pg_sys::Datum) {
     let assignment = Assignment::parse(BackgroundWorker::get_extra()).expect("started by _start_workers");
     BackgroundWorker::connect_worker_to_spi_by_oid(Some(assignment.database), Some(assignment.role));
     let Assignment { run_id, number, .. } = assignment;
+    // Advisory locks order the workers' statements, so each must see what the former holder committed.
+    // Safety: a valid name and value of this server's own settings.
+    unsafe {
+        pg_sys::SetConfigOption(
+            c"default_transaction_isolation".as_ptr(),
+            c"read committed".as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+        );
+    }
 
     // Held until the worker's process ends: that is what "running" means.
     in_transaction(move || {
