@@ -20,8 +20,9 @@ BEGIN
        INTO stored USING bqx._month_start(month), bqx._month_start(bqx._next_month(month));
     RETURN stored = recorded.bars AND recorded.input_fingerprint = (
         SELECT f.input_fingerprint
-          FROM bqx._input_fingerprint(family, bqx._m1_table(pair), bqx._month_start(month),
-               bqx._month_start(bqx._next_month(month)), (bqx._own_columns(family, derived)).names) AS f);
+          FROM bqx._own_columns(family, derived) AS own,
+               bqx._input_fingerprint(bqx._m1_table(pair), bqx._month_start(month),
+                                      bqx._month_start(bqx._next_month(month)), own.lookback, own.shape) AS f);
 END
 $$;
 
@@ -86,9 +87,9 @@ BEGIN
     FOR attempt IN 1..2 LOOP
         FOR unit IN SELECT * FROM bqx._open_units(run_id, claims_in_view) LOOP
             IF attempt = 1 THEN
-                CONTINUE WHEN NOT pg_try_advisory_xact_lock(bqx._lock_key('month', unit.pair || unit.month));
+                CONTINUE WHEN NOT pg_try_advisory_xact_lock(bqx._lock_key('month', unit.pair || to_char(unit.month, ' YYYY-MM')));
             ELSE
-                PERFORM pg_advisory_xact_lock(bqx._lock_key('month', unit.pair || unit.month));
+                PERFORM pg_advisory_xact_lock(bqx._lock_key('month', unit.pair || to_char(unit.month, ' YYYY-MM')));
             END IF;
             -- Locked: is it still open, and for which families?
             SELECT j.* INTO claimed FROM bqx._open_jobs(run_id, unit.pair, unit.month) AS j;
@@ -109,15 +110,15 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     m1 regclass := bqx._m1_table(pair);
-    first_index double precision;
+    has_index boolean := false;
     has_baseline boolean := EXISTS (SELECT FROM bqx.baseline_rates AS b WHERE b.pair = $1);
     is_applied boolean := EXISTS (SELECT FROM bqx.baseline_rates AS b WHERE b.pair = $1 AND b.applied_at IS NOT NULL);
 BEGIN
-    IF bqx._column_type(m1, 'rate_index') IS NOT NULL AND NOT has_baseline THEN
-        -- an existing database may bring its own rate_index
-        EXECUTE format('SELECT rate_index FROM %s ORDER BY time LIMIT 1', m1) INTO first_index;
+    -- The table counts, not only the record: M1 may have been made anew, or bring a rate_index of its own.
+    IF bqx._column_type(m1, 'rate_index') IS NOT NULL AND (is_applied OR NOT has_baseline) THEN
+        EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE rate_index IS NOT NULL)', m1) INTO has_index;
     END IF;
-    IF NOT is_applied AND first_index IS NULL THEN
+    IF NOT has_index THEN
         RAISE EXCEPTION USING
             ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = CASE WHEN has_baseline THEN format('pair "%s" has no rate_index yet', pair)
@@ -252,9 +253,12 @@ BEGIN
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
 
-    wanted := least(coalesce(workers, bqx._useful_workers()), (SELECT count(*) FROM bqx._open_units(run_id)));
+    wanted := least(coalesce(workers, bqx._useful_workers()), (SELECT count(*) FROM bqx._open_units(run_id, NULL::int)));
     IF wanted > 0 THEN
         started := bqx._start_workers(run_id, wanted);
+        IF NOT coalesce(wait, true) THEN
+            PERFORM bqx._let_workers_go();
+        END IF;
         IF started = 0 AND NOT coalesce(wait, true) THEN
             PERFORM bqx._cancel_open_jobs(run_id);
             PERFORM bqx._close_run(run_id);

@@ -163,7 +163,7 @@ BEGIN
     SELECT array_agg(format('%I', v) ORDER BY i),
            array_agg(format('b.%I::%s', v, bqx._column_type(m1, v)) ORDER BY i)
       INTO names, incoming
-      FROM unnest(ARRAY['open', 'high', 'low', 'close', 'volume']::name[]) WITH ORDINALITY AS u (v, i)
+      FROM unnest(ARRAY['open', 'high', 'low', 'close', 'volume']) WITH ORDINALITY AS u (v, i)
      WHERE bqx._column_type(m1, v) IS NOT NULL;
     SELECT count(*) AS bars, min(time) AS first_bar, max(time) AS last_bar INTO span FROM pg_temp.bqx_bars;
     -- Bounds on the table's own column, so that only the months concerned are read.

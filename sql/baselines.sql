@@ -51,7 +51,7 @@ BEGIN
                 HINT = format('Correct the bar, or CALL bqx.set_baselines(%L, ARRAY[%L]);',
                               bar.bar_time + interval '1 minute', chosen_pair);
         END IF;
-        IF bar.bar_time > baseline_date + interval '7 days' THEN
+        IF bar.bar_time > baseline_date + interval '168 hours' THEN
             RAISE WARNING USING
                 MESSAGE = format('baseline of %s is taken at %s, more than 7 days after %s',
                                  chosen_pair, bar.bar_time, baseline_date),

@@ -6,7 +6,7 @@ CREATE TYPE bqx._completion AS (
     mean_rate_index double precision, stdev_rate_index double precision);
 
 -- Rows of each month of a table, whatever its type of time.
-CREATE FUNCTION bqx._rows_per_month(rel regclass, time_column name, OUT months date[], OUT counts bigint[])
+CREATE FUNCTION bqx._rows_per_month(rel regclass, time_column text, OUT months date[], OUT counts bigint[])
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN

@@ -22,13 +22,17 @@ BEGIN
 END
 $$;
 
--- The columns of a derived table that are ours, in table order, and the longest window among them.
-CREATE FUNCTION bqx._own_columns(family text, derived regclass, OUT names text[], OUT foreign_names text[], OUT lookback int)
+-- The columns of a derived table that are ours, in table order, and the longest window among them. The shape tells a
+-- column from one that was dropped and made again under its name, or has another type.
+CREATE FUNCTION bqx._own_columns(
+    family text, derived regclass, OUT names text[], OUT foreign_names text[], OUT lookback int, OUT shape text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT coalesce(array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE w IS NOT NULL), '{}'),
            coalesce(array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE w IS NULL), '{}'),
-           coalesce(max(w), 0)
+           coalesce(max(w), 0),
+           coalesce(string_agg(format('%s %s %s', a.attname, a.attnum, format_type(a.atttypid, a.atttypmod)), ', '
+                               ORDER BY a.attnum) FILTER (WHERE w IS NOT NULL), '')
       FROM pg_attribute AS a
      CROSS JOIN LATERAL bqx._column_window(family, a.attname::text) AS w
      WHERE a.attrelid = derived AND a.attnum > 0 AND NOT a.attisdropped
@@ -157,6 +161,20 @@ AS $$
      WHERE k.contype = 'f' AND k.confrelid = rel AND k.conparentid = 0 AND k.conrelid NOT IN (SELECT relid FROM going)
 $$;
 
+-- Tries what DROP would say and takes it back: what else may depend on a table (row types, functions, policies)
+-- is PostgreSQL's to know. Undone at once, so that the locks of thousands of partitions don't add up.
+CREATE FUNCTION bqx._check_droppable(derived regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE format('DROP TABLE %s RESTRICT', derived);
+    RAISE EXCEPTION USING ERRCODE = 'BQX01', MESSAGE = 'it can be dropped';
+EXCEPTION
+    WHEN SQLSTATE 'BQX01' THEN
+        RETURN;
+END
+$$;
+
 CREATE PROCEDURE bqx.drop_tables(families text[], pairs text[] DEFAULT NULL, cascade boolean DEFAULT false)
 LANGUAGE plpgsql
 AS $$
@@ -193,6 +211,7 @@ BEGIN
                 DETAIL = array_to_string(dependents, E'\n'),
                 HINT = 'CALL bqx.drop_tables(…, cascade => true); drops them, too, and shows how to make them again.';
         END IF;
+        PERFORM bqx._check_droppable(r) FROM unnest(doomed) AS r;
     END IF;
 
     IF doomed = '{}' THEN

@@ -56,6 +56,8 @@ DECLARE
 BEGIN
     IF argument IS DISTINCT FROM convert_to(baseline::text, 'UTF8') || decode('00', 'hex') THEN
         IF argument IS NOT NULL THEN
+            -- the parent first, as readers lock: dropping the trigger would begin with the partitions
+            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', m1);
             EXECUTE format('DROP TRIGGER bqx_set_rate_index ON %s', m1);
         END IF;
         EXECUTE format('CREATE TRIGGER bqx_set_rate_index BEFORE INSERT OR UPDATE ON %s '
@@ -137,7 +139,12 @@ BEGIN
             SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
             SET LOCAL search_path TO pg_catalog, pg_temp;
         END LOOP;
-        PERFORM bqx._mark_baseline_applied(chosen_pair);
+        IF NOT bqx._mark_baseline_applied(chosen_pair, baseline) THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'object_not_in_prerequisite_state',
+                MESSAGE = format('the baseline of pair "%s" has changed meanwhile', chosen_pair),
+                HINT = format('CALL bqx.index_m1(ARRAY[%L]);', chosen_pair);
+        END IF;
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;

@@ -129,6 +129,22 @@ BEGIN
 END
 $$;
 
+-- Whether a month's rows are current is believed from who may write them, and from nobody else.
+CREATE FUNCTION bqx._check_may_write_derived(family text, pair text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    derived regclass := to_regclass(format('bqx.%I', bqx._derived_name(family, pair)));
+BEGIN
+    IF derived IS NOT NULL AND NOT has_table_privilege(bqx._calling_role(), derived, 'INSERT') THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('role "%s" may not write %s', bqx._calling_role(), derived),
+            HINT = format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO %I;', derived, bqx._calling_role());
+    END IF;
+END
+$$;
+
 CREATE FUNCTION bqx._open_run(arguments jsonb) RETURNS bigint
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -142,6 +158,7 @@ DECLARE
     added bigint;
 BEGIN
     PERFORM bqx._check_own_run($1);
+    PERFORM bqx._check_may_write_derived(f, $2) FROM unnest(families) AS f;
     INSERT INTO bqx.job_ledger (run_id, family, pair, month)
     SELECT $1, f, $2, m FROM unnest(months) AS m, unnest(families) AS f ORDER BY m, f;
     GET DIAGNOSTICS added = ROW_COUNT;
@@ -150,7 +167,7 @@ END
 $$;
 
 -- The next open jobs of a run, one row per pair and month: what one claim takes.
-CREATE FUNCTION bqx._open_units(run_id bigint, at_most int DEFAULT NULL)
+CREATE FUNCTION bqx._open_units(run_id bigint, at_most int)
 RETURNS TABLE (pair text, month date, families text[], job_ids bigint[])
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -186,10 +203,18 @@ AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM bqx._check_own_run($1);
+    IF $5 = 'done' THEN
+        PERFORM bqx._check_may_write_derived($2, $3);
+    END IF;
     UPDATE bqx.job_ledger AS j
        SET state = $5, worker = $6, started_at = $7, finished_at = clock_timestamp(),
            bars = $8, rows_written = $9, error = $11, error_code = $12, error_hint = $13
-     WHERE j.run_id = $1 AND j.family = $2 AND j.pair = $3 AND j.month = $4;
+     WHERE j.run_id = $1 AND j.family = $2 AND j.pair = $3 AND j.month = $4 AND j.state = 'pending';
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = format('run %s has no open job %s %s %s', $1, $2, $3, to_char($4, 'YYYY-MM'));
+    END IF;
     IF $5 = 'done' THEN
         INSERT INTO bqx.month_ledger AS m (family, pair, month, input_fingerprint, bars, run_id)
         VALUES ($2, $3, $4, $10, $8, $1)

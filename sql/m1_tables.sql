@@ -34,7 +34,7 @@ END
 $$;
 
 -- Type of a column; NULL where the table has none of that name.
-CREATE FUNCTION bqx._column_type(rel regclass, column_name name) RETURNS text
+CREATE FUNCTION bqx._column_type(rel regclass, column_name text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT format_type(a.atttypid, a.atttypmod) FROM pg_attribute AS a
@@ -42,7 +42,7 @@ AS $$
 $$;
 
 -- SQL for a table's time column as timestamptz.
-CREATE FUNCTION bqx._as_instant(rel regclass, column_name name) RETURNS text
+CREATE FUNCTION bqx._as_instant(rel regclass, column_name text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE WHEN bqx._column_type(rel, column_name) LIKE 'timestamp%without time zone'
@@ -51,7 +51,7 @@ $$;
 
 -- SQL for an instant, given as SQL of type timestamptz, in the type of the table's time column: bounds on the raw
 -- column keep indexes and partition pruning usable.
-CREATE FUNCTION bqx._as_key(rel regclass, column_name name, instant text) RETURNS text
+CREATE FUNCTION bqx._as_key(rel regclass, column_name text, instant text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE WHEN bqx._column_type(rel, column_name) LIKE 'timestamp%without time zone'
@@ -66,6 +66,12 @@ BEGIN
     EXECUTE format('SELECT (SELECT %1$s FROM (SELECT min(time) AS time FROM %2$s) AS first), '
                    '(SELECT %1$s FROM (SELECT max(time) AS time FROM %2$s) AS last)', bqx._as_instant(m1, 'time'), m1)
        INTO first_bar, last_bar;
+    IF NOT isfinite(first_bar) OR NOT isfinite(last_bar) THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'numeric_value_out_of_range',
+            MESSAGE = format('%s has a bar whose time is infinite', m1),
+            HINT = format('DELETE FROM %s WHERE NOT isfinite(time);', m1);
+    END IF;
 END
 $$;
 
@@ -79,7 +85,10 @@ DECLARE
     found_pairs text[] := '{}';
 BEGIN
     FOR candidate IN
-        SELECT p.pair FROM bqx.pairs AS p WHERE to_regclass(format('bqx.%I', 'm1_' || p.pair)) IS NOT NULL ORDER BY 1
+        SELECT p.pair FROM bqx.pairs AS p
+          JOIN pg_class AS c ON c.oid = to_regclass(format('bqx.%I', 'm1_' || p.pair))
+         WHERE c.relkind IN ('r', 'p')  -- no view: reading it would run its owner's functions
+         ORDER BY 1
     LOOP
         EXECUTE format('SELECT EXISTS (SELECT FROM bqx.%I)', 'm1_' || candidate) INTO has_bars;
         IF has_bars THEN

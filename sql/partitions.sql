@@ -17,7 +17,7 @@ AS $$
 $$;
 
 -- Whether the table is partitioned by range over just this column, so that months can be added to it.
-CREATE FUNCTION bqx._is_partitioned_by(rel regclass, column_name name) RETURNS boolean
+CREATE FUNCTION bqx._is_partitioned_by(rel regclass, column_name text) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT EXISTS (
@@ -98,7 +98,7 @@ $$;
 
 -- Makes the missing partitions of the months, and says how many. Tables that are not partitioned, or have a DEFAULT
 -- partition, need none.
-CREATE FUNCTION bqx._ensure_partitions(parent regclass, key_column name, months date[]) RETURNS int
+CREATE FUNCTION bqx._ensure_partitions(parent regclass, key_column text, months date[]) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE

@@ -107,12 +107,14 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION bqx._mark_baseline_applied(pair text) RETURNS void
+-- Marks the baseline as applied that index_m1 worked with; false if another was recorded meanwhile.
+CREATE FUNCTION bqx._mark_baseline_applied(pair text, rate double precision) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM bqx._check_may_write_bars($1);
-    UPDATE bqx.baseline_rates AS b SET applied_at = pg_catalog.now() WHERE b.pair = $1;
+    UPDATE bqx.baseline_rates AS b SET applied_at = pg_catalog.now() WHERE b.pair = $1 AND b.baseline_rate = $2;
+    RETURN FOUND;
 END
 $$;
 

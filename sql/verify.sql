@@ -275,7 +275,7 @@ CREATE FUNCTION bqx._faulty_columns(
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT bqx._listed(array_agg(c.name ORDER BY c.i), 3)
-      FROM bqx._stored_row(family, derived, faulty_at, 'infinity') AS r,
+      FROM bqx._stored_row(family, derived, faulty_at, timestamptz 'infinity') AS r,
            bqx._value_columns(family, derived) WITH ORDINALITY AS c (name, lookback, as_double, rounding, relative, i)
      WHERE CASE about
                WHEN 'null' THEN c.lookback > 0
@@ -568,8 +568,9 @@ BEGIN
     SELECT r.* INTO recorded FROM bqx._recorded_month(family, pair, month) AS r;
     BEGIN
         SELECT f.input_fingerprint, f.bars INTO present
-          FROM bqx._input_fingerprint(family, m1, bqx._month_start(month), bqx._month_start(bqx._next_month(month)),
-                                      (bqx._own_columns(family, derived)).names) AS f;
+          FROM bqx._own_columns(family, derived) AS own,
+               bqx._input_fingerprint(m1, bqx._month_start(month), bqx._month_start(bqx._next_month(month)),
+                                      own.lookback, own.shape) AS f;
     EXCEPTION
         -- bars that no month could be computed from
         WHEN numeric_value_out_of_range OR unique_violation OR null_value_not_allowed OR undefined_column THEN

@@ -42,10 +42,12 @@ BEGIN
         RETURN NULL;
     ELSIF existing IS NULL THEN
         -- built aside: nobody can see it before it is attached, as the last act
-        EXECUTE format('CREATE TABLE bqx.%I (LIKE %s INCLUDING ALL, CHECK (ts_utc >= %s AND ts_utc < %s))',
+        EXECUTE format('CREATE TABLE bqx.%I (LIKE %s INCLUDING ALL, CHECK (ts_utc >= %s AND ts_utc < %s))%s',
                        bqx._free_partition_name(derived, month), derived,
                        bqx._instant_literal(bqx._month_start(month)),
-                       bqx._instant_literal(bqx._month_start(bqx._next_month(month))));
+                       bqx._instant_literal(bqx._month_start(bqx._next_month(month))),
+                       (SELECT format(' TABLESPACE %I', s.spcname) FROM pg_class AS c
+                          JOIN pg_tablespace AS s ON s.oid = c.reltablespace WHERE c.oid = derived));
         RETURN to_regclass(format('bqx.%I', bqx._partition_name(derived, month)));
     END IF;
 
@@ -90,11 +92,13 @@ BEGIN
 END
 $$;
 
--- The plain way. Returns the rows inserted or changed.
+-- The plain way. Rows and fingerprint come from one statement, so from one snapshot.
 -- A table of our columns alone is made to hold exactly the computed rows: rows that differ are deleted and
 -- inserted, equal ones are not touched. Where there are other columns, rows are only inserted, or updated in
 -- our columns; rows without a bar stay, and verify() names them.
-CREATE FUNCTION bqx._write_month_plainly(family text, pair text, derived regclass, month date) RETURNS bigint
+CREATE FUNCTION bqx._write_month_plainly(
+    family text, pair text, derived regclass, month date,
+    OUT rows_written bigint, OUT input_fingerprint text, OUT bars bigint)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET enable_nestloop = off  -- no statistics tell the planner how many rows are computed
@@ -109,7 +113,8 @@ DECLARE
     stored_values text;
     target_names text;
     in_month text;
-    changed bigint;
+    own_alone boolean := cardinality(own.foreign_names) = 0;
+    key text := bqx._as_key(derived, 'ts_utc', 'c.ts_utc');
 BEGIN
     value_names := ARRAY(SELECT n FROM unnest(own.names) AS n WHERE n NOT IN ('ts_utc', 'created_at'));
     IF NOT 'ts_utc' = ANY (own.names) THEN
@@ -128,30 +133,32 @@ BEGIN
     in_month := format('t.ts_utc >= %s AND t.ts_utc < %s',
                        bqx._as_key(derived, 'ts_utc', '$3'), bqx._as_key(derived, 'ts_utc', '$4'));
 
-    -- The count over the changing CTE makes PostgreSQL finish it before the first row is inserted.
+    -- Which of two equal rows is kept, in a table without a key, is told by its place. The count over the changing CTE
+    -- makes PostgreSQL finish it before the first row is inserted.
     EXECUTE format(
         'WITH computed AS MATERIALIZED (SELECT * FROM bqx._computed_rows($1, $2, $3, $4, $5) AS c (%1$s)), '
-        'kept AS MATERIALIZED (SELECT t.ts_utc FROM %2$s AS t JOIN computed AS c ON t.ts_utc = %3$s '
-        '                       WHERE %4$s AND ROW(%5$s) IS NOT DISTINCT FROM ROW(%6$s)), '
+        'kept AS MATERIALIZED (SELECT DISTINCT ON (t.ts_utc) t.ts_utc, t.tableoid AS part, t.ctid AS place '
+        '                        FROM %2$s AS t JOIN computed AS c ON t.ts_utc = %3$s '
+        '                       WHERE %4$s AND ROW(%5$s) IS NOT DISTINCT FROM ROW(%6$s) ORDER BY t.ts_utc), '
         'changed AS (%7$s RETURNING t.ts_utc), '
         'inserted AS (INSERT INTO %2$s (%8$s) SELECT %6$s FROM computed AS c '
         '              WHERE NOT EXISTS (SELECT FROM kept AS k WHERE k.ts_utc = %3$s) '
         '                AND (SELECT count(*) FROM changed) >= 0 %9$s ORDER BY c.ts_utc RETURNING 1) '
-        'SELECT (SELECT count(*) FROM inserted) + %10$s',
-        computed_types, derived, bqx._as_key(derived, 'ts_utc', 'c.ts_utc'), in_month, stored_values, computed_values,
-        CASE WHEN cardinality(own.foreign_names) = 0
-             THEN format('DELETE FROM %s AS t WHERE %s AND NOT EXISTS (SELECT FROM kept AS k WHERE k.ts_utc = t.ts_utc)',
-                         derived, in_month)
+        'SELECT (SELECT count(*) FROM inserted) + %10$s, f.input_fingerprint, f.bars '
+        '  FROM bqx._input_fingerprint($2, $3, $4, $6, $7) AS f',
+        computed_types, derived, key, in_month, stored_values, computed_values,
+        CASE WHEN own_alone
+             THEN format('DELETE FROM %s AS t WHERE %s AND NOT EXISTS ('
+                         'SELECT FROM kept AS k WHERE k.part = t.tableoid AND k.place = t.ctid)', derived, in_month)
              ELSE format('UPDATE %s AS t SET (%s) = ROW(%s) FROM computed AS c WHERE %s AND t.ts_utc = %s '
                          'AND NOT EXISTS (SELECT FROM kept AS k WHERE k.ts_utc = t.ts_utc)',
-                         derived, target_names, computed_values, in_month, bqx._as_key(derived, 'ts_utc', 'c.ts_utc')) END,
+                         derived, target_names, computed_values, in_month, key) END,
         target_names,
-        CASE WHEN cardinality(own.foreign_names) = 0 THEN ''
-             ELSE format('AND NOT EXISTS (SELECT FROM changed AS u WHERE u.ts_utc = %s)',
-                         bqx._as_key(derived, 'ts_utc', 'c.ts_utc')) END,
-        CASE WHEN cardinality(own.foreign_names) = 0 THEN '0' ELSE '(SELECT count(*) FROM changed)' END)
-       INTO changed USING family, bqx._m1_table(pair), from_ts, to_ts, value_names;
-    RETURN changed;
+        CASE WHEN own_alone THEN ''
+             ELSE format('AND NOT EXISTS (SELECT FROM changed AS u WHERE u.ts_utc = %s)', key) END,
+        CASE WHEN own_alone THEN '0' ELSE '(SELECT count(*) FROM changed)' END)
+       INTO rows_written, input_fingerprint, bars
+      USING family, bqx._m1_table(pair), from_ts, to_ts, value_names, own.lookback, own.shape;
 END
 $$;
 
@@ -170,6 +177,7 @@ DECLARE
     fast_families text[] := '{}';
     fast_derived regclass[] := '{}';
     fast_partitions regclass[] := '{}';
+    fast_shapes text[] := '{}';
 BEGIN
     FOREACH family IN ARRAY families LOOP
         derived := bqx._derived_table(family, pair);
@@ -178,19 +186,18 @@ BEGIN
             fast_families := fast_families || family;
             fast_derived := fast_derived || derived;
             fast_partitions := fast_partitions || partition;
+            fast_shapes := fast_shapes || (bqx._own_columns(family, derived)).shape;
         ELSE
-            -- Fingerprint first: if a bar changes in between, the month counts as stale, never as fresh.
-            SELECT f.input_fingerprint, f.bars INTO input_fingerprint, bars
-              FROM bqx._input_fingerprint(family, m1, from_ts, to_ts, (bqx._own_columns(family, derived)).names) AS f;
             PERFORM bqx._ensure_partitions(derived, 'ts_utc', ARRAY[month]);
-            rows_written := bqx._write_month_plainly(family, pair, derived, month);
+            SELECT w.rows_written, w.input_fingerprint, w.bars INTO rows_written, input_fingerprint, bars
+              FROM bqx._write_month_plainly(family, pair, derived, month) AS w;
             RETURN NEXT;
         END IF;
     END LOOP;
     IF fast_families <> '{}' THEN
         FOR family, bars, input_fingerprint IN
             SELECT f.family, f.bars, f.input_fingerprint
-              FROM bqx._fill_partitions(fast_families, m1, from_ts, to_ts, fast_partitions) AS f
+              FROM bqx._fill_partitions(fast_families, m1, from_ts, to_ts, fast_partitions, fast_shapes) AS f
         LOOP
             rows_written := bars;
             RETURN NEXT;

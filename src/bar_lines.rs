@@ -49,6 +49,18 @@ fn _sniff_format(format: &str, first_lines: Vec<Option<String>>) -> String {
     layout(format, &lines).format().name().to_string()
 }
 
+const TYPES: [pg_sys::Oid; 9] = [
+    pg_sys::INT8OID,
+    pg_sys::TIMESTAMPOID,
+    pg_sys::INTERVALOID,
+    pg_sys::FLOAT8OID,
+    pg_sys::FLOAT8OID,
+    pg_sys::FLOAT8OID,
+    pg_sys::FLOAT8OID,
+    pg_sys::FLOAT8OID,
+    pg_sys::TEXTOID,
+];
+
 /// Parses the lines in `pg_temp.bqx_lines (line, line_no)`: one row per bar or bad line, none for headers and
 /// blank lines. A bad line has a `reason` and NULLs; `utc_offset` is set where the line carries one.
 #[pg_extern(sql = "
@@ -59,13 +71,13 @@ LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp AS '@MODULE_PATHNAME@', 
 ")]
 fn _parse_lines(format: &str, fcinfo: pg_sys::FunctionCallInfo) {
     // Safety: it is this function's own call.
-    let mut rows = unsafe { ResultSet::start(fcinfo, 9) };
+    let mut rows = unsafe { ResultSet::start(fcinfo, &TYPES) };
     Spi::connect(|client| {
         let mut first_lines: Vec<String> = Vec::new();
         for_each_row(
             client,
             &format!(
-                "SELECT line FROM pg_temp.bqx_lines WHERE line IS NOT NULL ORDER BY line_no LIMIT {SNIFFED_LINES}"
+                "SELECT line::text FROM pg_temp.bqx_lines WHERE line IS NOT NULL ORDER BY line_no LIMIT {SNIFFED_LINES}"
             ),
             &[],
             |row| first_lines.extend(row.get::<String>(1)),
@@ -73,11 +85,11 @@ fn _parse_lines(format: &str, fcinfo: pg_sys::FunctionCallInfo) {
         let layout = layout(format, &first_lines);
         for_each_row(
             client,
-            "SELECT line_no, line FROM pg_temp.bqx_lines WHERE line IS NOT NULL ORDER BY line_no",
+            "SELECT line_no::bigint, line::text FROM pg_temp.bqx_lines WHERE line IS NOT NULL ORDER BY line_no",
             &[],
             |row| {
                 let line_no = row.get::<i64>(1).into_datum();
-                match layout.parse_line(row.get::<&str>(2).unwrap_or_default()) {
+                match layout.parse_line(&row.get::<String>(2).unwrap_or_default()) {
                     Line::Blank | Line::Header => (),
                     Line::Bad(reason) => {
                         rows.put(&[line_no, None, None, None, None, None, None, None, reason.into_datum()])

@@ -90,7 +90,9 @@ fn _computed_rows(
     let columns = own_columns(self::family(family), columns.iter().map(String::as_str));
     let series = series::read(m1, from_ts.into(), to_ts.into(), lookback(&columns));
     // Safety: it is this function's own call.
-    let mut rows = unsafe { ResultSet::start(fcinfo, columns.len() + 1) };
+    let mut types = vec![pg_sys::FLOAT8OID; columns.len() + 1];
+    types[0] = pg_sys::TIMESTAMPTZOID;
+    let mut rows = unsafe { ResultSet::start(fcinfo, &types) };
     let mut row = vec![None; columns.len() + 1];
     for_each_computed_row(&series, &columns, |time, values| {
         row[0] = Some(pg_sys::Datum::from(time));
@@ -104,22 +106,22 @@ fn _computed_rows(
 /// What the rows of `[from_ts, to_ts)` are computed from, and how many bars there are.
 #[pg_extern(sql = "
 CREATE FUNCTION bqx._input_fingerprint(
-    family text, m1 regclass, from_ts timestamp with time zone, to_ts timestamp with time zone, columns text[],
+    m1 regclass, from_ts timestamp with time zone, to_ts timestamp with time zone, lookback int, shape text,
     OUT input_fingerprint text, OUT bars bigint)
 RETURNS SETOF record LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp
 AS '@MODULE_PATHNAME@', '@FUNCTION_NAME@';
 ")]
 fn _input_fingerprint(
-    family: &str,
     m1: pg_sys::Oid,
     from_ts: TimestampWithTimeZone,
     to_ts: TimestampWithTimeZone,
-    columns: Vec<String>,
+    lookback: i32,
+    shape: &str,
     fcinfo: pg_sys::FunctionCallInfo,
 ) {
-    let columns = own_columns(self::family(family), columns.iter().map(String::as_str));
-    let series = series::read(m1, from_ts.into(), to_ts.into(), lookback(&columns));
+    let lookback = lookback.max(0) as usize;
+    let series = series::read(m1, from_ts.into(), to_ts.into(), lookback);
     // Safety: it is this function's own call.
-    let mut rows = unsafe { ResultSet::start(fcinfo, 2) };
-    rows.put(&[series.fingerprint(&columns).into_datum(), (series.rows().len() as i64).into_datum()]);
+    let mut rows = unsafe { ResultSet::start(fcinfo, &[pg_sys::TEXTOID, pg_sys::INT8OID]) };
+    rows.put(&[series.fingerprint(lookback, shape).into_datum(), (series.rows().len() as i64).into_datum()]);
 }

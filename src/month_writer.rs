@@ -16,7 +16,8 @@ use crate::metric_columns::family;
 use crate::series::{self, Series};
 
 /// Fills one partition per family with the rows of `[from_ts, to_ts)`, reading the bars once. The partitions must
-/// be empty, with storage made in this transaction; columns that are not ours must not be there.
+/// be empty, with storage made in this transaction; columns that are not ours must not be there. `shapes` are those
+/// of the parents (`bqx._own_columns`), for the fingerprints.
 #[pg_extern]
 fn _fill_partitions(
     families: Vec<String>,
@@ -24,15 +25,16 @@ fn _fill_partitions(
     from_ts: TimestampWithTimeZone,
     to_ts: TimestampWithTimeZone,
     partitions: Vec<pg_sys::Oid>,
+    shapes: Vec<String>,
 ) -> TableIterator<'static, (name!(family, String), name!(bars, i64), name!(input_fingerprint, String))> {
     let targets: Vec<Target> =
         families.iter().zip(&partitions).map(|(name, &oid)| Target::open(family(name), oid)).collect();
     let longest = targets.iter().map(|target| lookback(&target.columns)).max().unwrap_or(0);
     let series = series::read(m1, from_ts.into(), to_ts.into(), longest);
     let mut written = Vec::with_capacity(targets.len());
-    for target in targets {
+    for (target, shape) in targets.into_iter().zip(&shapes) {
         target.fill(&series);
-        let fingerprint = series.fingerprint(&target.columns);
+        let fingerprint = series.fingerprint(lookback(&target.columns), shape);
         let name = target.family.name().to_string();
         target.build_indexes();
         written.push((name, series.rows().len() as i64, fingerprint));
@@ -66,9 +68,7 @@ impl Target {
                 )
                 .raise();
             }
-            let names = attribute_names(relation);
-            let attributes: Vec<Option<Column>> =
-                names.iter().map(|name| name.as_deref().map(|name| own_columns(family, [name])[0])).collect();
+            let attributes = attribute_columns(relation, family);
             Target { family, relation, columns: attributes.iter().flatten().copied().collect(), attributes }
         }
     }
@@ -139,15 +139,31 @@ unsafe fn relation_name(relation: pg_sys::Relation) -> String {
     }
 }
 
-/// Names of the attributes in table order; None for dropped ones.
+/// The columns that the attributes are, in table order; None for dropped ones. 42804 for one that has another type
+/// than the datums that will be put into it, or is generated.
 ///
 /// # Safety
 /// The relation must be open.
-unsafe fn attribute_names(relation: pg_sys::Relation) -> Vec<Option<String>> {
-    let desc = unsafe { pgrx::PgTupleDesc::from_pg_unchecked((*relation).rd_att) };
+unsafe fn attribute_columns(relation: pg_sys::Relation, family: Family) -> Vec<Option<Column>> {
+    let desc = unsafe { pgrx::PgTupleDesc::from_pg_copy((*relation).rd_att) };
+    let column_of = |attribute: &pg_sys::FormData_pg_attribute| {
+        let column = own_columns(family, [attribute.name()])[0];
+        let expected = match column {
+            Column::Time | Column::CreatedAt => pg_sys::TIMESTAMPTZOID,
+            _ => pg_sys::FLOAT8OID,
+        };
+        if attribute.atttypid != expected || attribute.attgenerated != 0 {
+            Failure::new(
+                PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
+                format!("column {column} can't be written directly: it has another type, or is generated"),
+            )
+            .raise();
+        }
+        column
+    };
     (0..desc.len())
         .filter_map(|i| desc.get(i))
-        .map(|attribute| (!attribute.attisdropped).then(|| attribute.name().to_string()))
+        .map(|attribute| (!attribute.attisdropped).then(|| column_of(attribute)))
         .collect()
 }
 

@@ -1,11 +1,16 @@
 //! Rows in and out: query results read straight from SPI's tuples, sets returned through a tuplestore.
 //! pgrx's own row types copy every row, and `TableIterator` ends at 32 columns.
 
-use pgrx::pg_sys;
+use std::ffi::CString;
+
+use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
+use pgrx::spi::SpiClient;
+
+use crate::errors::Failure;
 
 /// Rows fetched at a time: bounds the memory of a query result.
-const FETCH: i64 = 8192;
+const FETCH: u64 = 8192;
 
 /// One row of a query result, valid while it is being looked at.
 pub struct QueryRow {
@@ -14,12 +19,20 @@ pub struct QueryRow {
 }
 
 impl QueryRow {
-    /// Column `ordinal` (from 1) as a Rust value; None for NULL. The type must be the column's.
-    pub fn get<T: FromDatum>(&self, ordinal: i32) -> Option<T> {
+    /// Column `ordinal` (from 1) as an owned Rust value; None for NULL. An error if the column is of another type.
+    pub fn get<T: FromDatum + IntoDatum>(&self, ordinal: i32) -> Option<T> {
         let mut is_null = false;
         // Safety: tuple and descriptor belong together and outlive `self` (see `for_each_row`); the ordinal is
-        // checked by SPI_getbinval, which returns NULL for one out of range.
+        // checked by SPI_getbinval, which returns NULL for one out of range, and the type is checked here.
         unsafe {
+            let found = pg_sys::SPI_gettypeid(self.desc, ordinal);
+            if !T::is_compatible_with(found) {
+                error!(
+                    "column {ordinal} of a query has type {}, not {}",
+                    found.to_u32(),
+                    T::type_oid().to_u32()
+                );
+            }
             let datum = pg_sys::SPI_getbinval(self.tuple, self.desc, ordinal, &mut is_null);
             T::from_datum(datum, is_null)
         }
@@ -28,31 +41,48 @@ impl QueryRow {
 
 /// Runs a read-only query through a cursor and shows each row, in bounded memory.
 ///
-/// The query sees the same snapshot as the statement that calls. Must be called inside `Spi::connect`.
+/// The query sees the snapshot of the statement that calls, and so do all queries of one call. (pgrx's own cursors
+/// take a new snapshot each, once the transaction has written.)
 pub fn for_each_row(
-    client: &pgrx::spi::SpiClient<'_>,
+    _connected: &SpiClient<'_>,
     query: &str,
-    args: &[pgrx::datum::DatumWithOid<'_>],
+    args: &[DatumWithOid<'_>],
     mut look: impl FnMut(&QueryRow),
 ) {
-    let mut cursor = client.open_cursor(query, args);
-    loop {
-        let fetched = match cursor.fetch(FETCH as _) {
-            Ok(table) => table.len(),
-            Err(e) => error!("{e}"),
-        };
-        // Safety: `fetch` has just set SPI_tuptable to the rows it fetched; they live until SPI_freetuptable.
-        unsafe {
-            let table = pg_sys::SPI_tuptable;
-            for i in 0..fetched {
+    let source = CString::new(query).expect("a query without NUL bytes");
+    let mut types: Vec<pg_sys::Oid> = args.iter().map(DatumWithOid::oid).collect();
+    let mut values: Vec<pg_sys::Datum> = args
+        .iter()
+        .map(|arg| arg.datum().map_or(pg_sys::Datum::null(), |datum| datum.sans_lifetime()))
+        .collect();
+    let nulls: Vec<std::ffi::c_char> =
+        args.iter().map(|arg| if arg.datum().is_none() { b'n' } else { b' ' } as _).collect();
+    // Safety: SPI is connected (`_connected`); the arrays have one entry per argument and outlive the call; the rows
+    // that a fetch leaves in SPI_tuptable live until SPI_freetuptable.
+    unsafe {
+        let portal = pg_sys::SPI_cursor_open_with_args(
+            std::ptr::null(),
+            source.as_ptr(),
+            args.len() as i32,
+            types.as_mut_ptr(),
+            values.as_mut_ptr(),
+            nulls.as_ptr(),
+            true,
+            0,
+        );
+        loop {
+            pg_sys::SPI_cursor_fetch(portal, true, FETCH as _);
+            let (fetched, table) = (pg_sys::SPI_processed, pg_sys::SPI_tuptable);
+            for i in 0..fetched as usize {
                 look(&QueryRow { tuple: *(*table).vals.add(i), desc: (*table).tupdesc });
             }
             pg_sys::SPI_freetuptable(table);
+            if fetched < FETCH {
+                break;
+            }
+            pg_sys::check_for_interrupts!();
         }
-        if (fetched as i64) < FETCH {
-            return;
-        }
-        pg_sys::check_for_interrupts!();
+        pg_sys::SPI_cursor_close(portal);
     }
 }
 
@@ -64,12 +94,12 @@ pub struct ResultSet {
 }
 
 impl ResultSet {
-    /// Starts the result of the function that is being called. Every row put must match the row type that the
-    /// query expects; `columns` is its width, checked here.
+    /// Starts the result of the function that is being called. 42804 unless the query expects rows of just these
+    /// types: a column definition list is written by whoever calls.
     ///
     /// # Safety
     /// `fcinfo` must be that of the set-returning function being called.
-    pub unsafe fn start(fcinfo: pg_sys::FunctionCallInfo, columns: usize) -> ResultSet {
+    pub unsafe fn start(fcinfo: pg_sys::FunctionCallInfo, types: &[pg_sys::Oid]) -> ResultSet {
         // Safety: resultinfo, if it is a ReturnSetInfo, lives as long as the call; store and descriptor are made
         // in the per-query context, where the executor wants them.
         unsafe {
@@ -81,11 +111,14 @@ impl ResultSet {
             if !usable {
                 error!("set-valued function called where a set can't be taken");
             }
-            if (*(*info).expectedDesc).natts as usize != columns {
-                error!(
-                    "the column definition list has {} columns, not {columns}",
-                    (*(*info).expectedDesc).natts
-                );
+            let expected = pgrx::PgTupleDesc::from_pg_copy((*info).expectedDesc);
+            let found: Vec<_> = (0..expected.len()).filter_map(|i| Some(expected.get(i)?.atttypid)).collect();
+            if found != types {
+                Failure::new(
+                    PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
+                    "the column definition list does not have the types of the function's rows",
+                )
+                .raise();
             }
             let previous = pg_sys::MemoryContextSwitchTo((*(*info).econtext).ecxt_per_query_memory);
             let desc = pg_sys::CreateTupleDescCopy((*info).expectedDesc);
@@ -94,7 +127,7 @@ impl ResultSet {
             (*info).returnMode = pg_sys::SetFunctionReturnMode::SFRM_Materialize;
             (*info).setResult = store;
             (*info).setDesc = desc;
-            ResultSet { store, desc, nulls: vec![false; columns] }
+            ResultSet { store, desc, nulls: vec![false; types.len()] }
         }
     }
 

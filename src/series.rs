@@ -1,7 +1,6 @@
 //! Reading bars: the ones of a time range, and the lookback before it.
 
 use bqx_core::calendar;
-use bqx_core::columns::Column;
 use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
@@ -11,7 +10,7 @@ use crate::errors::Failure;
 use crate::rows::{QueryRow, for_each_row};
 
 /// Changes when the same bars would give other rows, so that every month is recomputed.
-const FINGERPRINT_VERSION: &[u8] = b"bqx 1";
+const FINGERPRINT_VERSION: &[u8] = b"bqx 1 ";
 
 /// How far back the lookback is sought before all of the table is: a bound on time keeps the query off older
 /// partitions. In days.
@@ -55,16 +54,13 @@ impl Series {
         self.first..self.times.len()
     }
 
-    /// What the rows of these columns are computed from: the columns, the bars and as much lookback as the columns
-    /// need. Equal fingerprints mean equal rows. XXH3, 128 bits, in hexadecimal.
-    pub fn fingerprint(&self, columns: &[Column]) -> String {
-        let lookback = columns.iter().map(|column| column.window()).max().unwrap_or(0);
+    /// What the rows of a table are computed from: the shape of the table (its columns and their types, as
+    /// `bqx._own_columns` has it), the bars, and as much lookback as the columns need. Equal fingerprints mean equal
+    /// rows. XXH3, 128 bits, in hexadecimal.
+    pub fn fingerprint(&self, lookback: usize, shape: &str) -> String {
         let start = self.first.saturating_sub(lookback);
         let mut bytes = FINGERPRINT_VERSION.to_vec();
-        for column in columns {
-            bytes.push(b' ');
-            bytes.extend(column.to_string().bytes());
-        }
+        bytes.extend(shape.bytes());
         bytes.extend((self.first - start).to_le_bytes());
         for (time, value) in self.times[start..].iter().zip(&self.values[start..]) {
             bytes.extend(time.to_le_bytes());
@@ -99,16 +95,16 @@ struct Source {
 
 impl Source {
     fn of(client: &SpiClient<'_>, m1: pg_sys::Oid) -> Source {
-        let query = "SELECT $1::oid::regclass::text, bqx._as_instant($1::oid::regclass, 'time'::name), \
-                     bqx._as_key($1::oid::regclass, 'time'::name, '$1'::text), \
-                     bqx._as_key($1::oid::regclass, 'time'::name, '$2'::text)";
+        let query = "SELECT $1::oid::regclass::text, bqx._as_instant($1::oid::regclass, 'time'::text), \
+                     bqx._as_key($1::oid::regclass, 'time'::text, '$1'::text), \
+                     bqx._as_key($1::oid::regclass, 'time'::text, '$2'::text)";
         let mut source = None;
         for_each_row(client, query, &[m1.into()], |row| {
             let text = |i| row.get::<String>(i).unwrap_or_default();
             source = Some(Source {
                 name: text(1),
                 select: format!(
-                    "SELECT {}, rate_index::double precision, close::double precision FROM {} AS t",
+                    "SELECT ({})::timestamptz, rate_index::double precision, close::double precision FROM {} AS t",
                     text(2),
                     text(1)
                 ),

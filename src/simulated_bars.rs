@@ -6,6 +6,15 @@ use pgrx::prelude::*;
 
 use crate::errors::Failure;
 
+const TYPES: [pg_sys::Oid; 6] = [
+    pg_sys::TIMESTAMPTZOID,
+    pg_sys::FLOAT8OID,
+    pg_sys::FLOAT8OID,
+    pg_sys::FLOAT8OID,
+    pg_sys::FLOAT8OID,
+    pg_sys::FLOAT8OID,
+];
+
 /// One month of a simulated pair, in time order.
 #[pg_extern(
     immutable,
@@ -27,7 +36,7 @@ fn _simulated_bars(base: &str, quote: &str, month: Date, seed: i64, fcinfo: pg_s
         .raise()
     };
     // Safety: it is this function's own call.
-    let mut rows = unsafe { crate::rows::ResultSet::start(fcinfo, 6) };
+    let mut rows = unsafe { crate::rows::ResultSet::start(fcinfo, &TYPES) };
     for bar in market::bars(base, quote, month, seed as u64) {
         rows.put(&[
             Some(pg_sys::Datum::from(bar.time)),

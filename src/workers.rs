@@ -21,6 +21,7 @@ fn _useful_workers() -> i32 {
 /// may not log in can't have a session of its own: 0.
 #[pg_extern]
 fn _start_workers(run_id: i64, wanted: i32) -> i32 {
+    Spi::run_with_args("SELECT count(*) FROM bqx._open_units($1, 1)", &[run_id.into()]).unwrap_or_else(|e| error!("{e}"));
     // Safety: plain reads of this backend's state.
     let (database, role, pid) = unsafe { (pg_sys::MyDatabaseId, pg_sys::GetUserId(), pg_sys::MyProcPid) };
     let may_log_in = Spi::get_one_with_args::<bool>(
@@ -51,18 +52,39 @@ fn _start_workers(run_id: i64, wanted: i32) -> i32 {
     }
     let count = started.len() as i32;
     STARTED.with_borrow_mut(|workers| *workers = started);
+    end_workers_on_abort();
     count
 }
 
-/// Waits up to `milliseconds` for the workers that this session has started; false once all have ended. When the
-/// waiting transaction is aborted (cancelled, terminated), so are they.
+/// Lets the workers that this session has started go on by themselves.
 #[pg_extern]
-fn _await_workers(milliseconds: i32) -> bool {
-    pgrx::register_xact_callback(pgrx::PgXactCallbackEvent::Abort, || {
+fn _let_workers_go() {
+    STARTED.take();
+}
+
+/// From now on, in this session: when a transaction is aborted (cancelled, terminated, an error), so are the workers
+/// that it waits for. Registered once, and for good: a callback of one transaction would leave gaps between the
+/// transactions of a waiting call.
+fn end_workers_on_abort() {
+    static REGISTERED: std::sync::Once = std::sync::Once::new();
+    // Safety: the callback is a function of this library, which is never unloaded.
+    REGISTERED.call_once(|| unsafe {
+        pg_sys::RegisterXactCallback(Some(on_transaction_end), std::ptr::null_mut())
+    });
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_transaction_end(event: pg_sys::XactEvent::Type, _arg: *mut std::ffi::c_void) {
+    if event == pg_sys::XactEvent::XACT_EVENT_ABORT {
         for worker in STARTED.take() {
             worker.terminate();
         }
-    });
+    }
+}
+
+/// Waits up to `milliseconds` for the workers that this session has started; false once all have ended.
+#[pg_extern]
+fn _await_workers(milliseconds: i32) -> bool {
     // Safety: MyLatch is this backend's own; waiting and resetting it is what a backend does when idle.
     unsafe {
         pg_sys::WaitLatch(

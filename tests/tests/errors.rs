@@ -815,7 +815,7 @@ fn missing_rights_are_said_and_nothing_is_done() {
     // The functions that write the ledger are of no use to others.
     for sql in [
         "SELECT bqx._record_baseline('eurusd', now(), now(), 2)",
-        "SELECT bqx._mark_baseline_applied('eurusd')",
+        "SELECT bqx._mark_baseline_applied('eurusd', 1)",
         "SELECT bqx._keep_reject('eurusd', 's', 1, 'l', 'r')",
         "SELECT bqx._close_run(1)",
         "SELECT bqx._finish_job(1, 'bqx', 'eurusd', '2024-07-01', 'done', 0, now(), 1, 1, 'x', NULL, NULL, NULL)",
