@@ -21,7 +21,8 @@ fn _useful_workers() -> i32 {
 /// may not log in can't have a session of its own: 0.
 #[pg_extern]
 fn _start_workers(run_id: i64, wanted: i32) -> i32 {
-    Spi::run_with_args("SELECT count(*) FROM bqx._open_units($1, 1)", &[run_id.into()]).unwrap_or_else(|e| error!("{e}"));
+    Spi::run_with_args("SELECT count(*) FROM bqx._open_units($1, 1)", &[run_id.into()])
+        .unwrap_or_else(|e| error!("{e}"));
     // Safety: plain reads of this backend's state.
     let (database, role, pid) = unsafe { (pg_sys::MyDatabaseId, pg_sys::GetUserId(), pg_sys::MyProcPid) };
     let may_log_in = Spi::get_one_with_args::<bool>(

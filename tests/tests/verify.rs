@@ -204,8 +204,9 @@ fn each_kind_of_damage_is_seen_where_it_is_and_nowhere_else() {
             &["row_count bqx eurusd 2024-08", "schema bqx eurusd -"],
         ),
         (
+            // another type may have lost digits: these months were computed for the former one
             "ALTER TABLE bqx.bqx_eurusd ALTER COLUMN w15_bqx_return TYPE text".into(),
-            &["schema bqx eurusd -"],
+            &["schema bqx eurusd -", "stale bqx eurusd 2024-07", "stale bqx eurusd 2024-08"],
         ),
         (
             "ALTER TABLE bqx.bqx_eurusd RENAME COLUMN ts_utc TO at".into(),
