@@ -176,12 +176,14 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION bqx._mark_baseline_applied(pair text) RETURNS void
+-- Marks the baseline as applied that index_m1 worked with; false if another was recorded meanwhile.
+CREATE FUNCTION bqx._mark_baseline_applied(pair text, rate double precision) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM bqx._check_may_write_bars($1);
-    UPDATE bqx.baseline_rates AS b SET applied_at = pg_catalog.now() WHERE b.pair = $1;
+    UPDATE bqx.baseline_rates AS b SET applied_at = pg_catalog.now() WHERE b.pair = $1 AND b.baseline_rate = $2;
+    RETURN FOUND;
 END
 $$;
 
@@ -332,6 +334,22 @@ BEGIN
 END
 $$;
 
+-- Whether a month's rows are current is believed from who may write them, and from nobody else.
+CREATE FUNCTION bqx._check_may_write_derived(family text, pair text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    derived regclass := to_regclass(format('bqx.%I', bqx._derived_name(family, pair)));
+BEGIN
+    IF derived IS NOT NULL AND NOT has_table_privilege(bqx._calling_role(), derived, 'INSERT') THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('role "%s" may not write %s', bqx._calling_role(), derived),
+            HINT = format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO %I;', derived, bqx._calling_role());
+    END IF;
+END
+$$;
+
 CREATE FUNCTION bqx._open_run(arguments jsonb) RETURNS bigint
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -345,6 +363,7 @@ DECLARE
     added bigint;
 BEGIN
     PERFORM bqx._check_own_run($1);
+    PERFORM bqx._check_may_write_derived(f, $2) FROM unnest(families) AS f;
     INSERT INTO bqx.job_ledger (run_id, family, pair, month)
     SELECT $1, f, $2, m FROM unnest(months) AS m, unnest(families) AS f ORDER BY m, f;
     GET DIAGNOSTICS added = ROW_COUNT;
@@ -353,7 +372,7 @@ END
 $$;
 
 -- The next open jobs of a run, one row per pair and month: what one claim takes.
-CREATE FUNCTION bqx._open_units(run_id bigint, at_most int DEFAULT NULL)
+CREATE FUNCTION bqx._open_units(run_id bigint, at_most int)
 RETURNS TABLE (pair text, month date, families text[], job_ids bigint[])
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -389,10 +408,18 @@ AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM bqx._check_own_run($1);
+    IF $5 = 'done' THEN
+        PERFORM bqx._check_may_write_derived($2, $3);
+    END IF;
     UPDATE bqx.job_ledger AS j
        SET state = $5, worker = $6, started_at = $7, finished_at = clock_timestamp(),
            bars = $8, rows_written = $9, error = $11, error_code = $12, error_hint = $13
-     WHERE j.run_id = $1 AND j.family = $2 AND j.pair = $3 AND j.month = $4;
+     WHERE j.run_id = $1 AND j.family = $2 AND j.pair = $3 AND j.month = $4 AND j.state = 'pending';
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = format('run %s has no open job %s %s %s', $1, $2, $3, to_char($4, 'YYYY-MM'));
+    END IF;
     IF $5 = 'done' THEN
         INSERT INTO bqx.month_ledger AS m (family, pair, month, input_fingerprint, bars, run_id)
         VALUES ($2, $3, $4, $10, $8, $1)
@@ -533,7 +560,8 @@ CREATE  FUNCTION "_fill_partitions"(
 	"m1" oid, /* pg_sys :: Oid */
 	"from_ts" timestamp with time zone, /* TimestampWithTimeZone */
 	"to_ts" timestamp with time zone, /* TimestampWithTimeZone */
-	"partitions" oid[] /* Vec < pg_sys :: Oid > */
+	"partitions" oid[], /* Vec < pg_sys :: Oid > */
+	"shapes" TEXT[] /* Vec < String > */
 ) RETURNS TABLE (
 	"family" TEXT,  /* String */
 	"bars" bigint,  /* i64 */
@@ -549,10 +577,19 @@ AS 'MODULE_PATHNAME', '_fill_partitions_wrapper';
 -- bqx::computed_rows::_input_fingerprint
 
 CREATE FUNCTION bqx._input_fingerprint(
-    family text, m1 regclass, from_ts timestamp with time zone, to_ts timestamp with time zone, columns text[],
+    m1 regclass, from_ts timestamp with time zone, to_ts timestamp with time zone, lookback int, shape text,
     OUT input_fingerprint text, OUT bars bigint)
 RETURNS SETOF record LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', '_input_fingerprint_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/workers.rs
+-- bqx::workers::_let_workers_go
+CREATE  FUNCTION "_let_workers_go"() RETURNS void
+STRICT
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_let_workers_go_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -806,7 +843,7 @@ AS $$
 $$;
 
 -- Whether the table is partitioned by range over just this column, so that months can be added to it.
-CREATE FUNCTION bqx._is_partitioned_by(rel regclass, column_name name) RETURNS boolean
+CREATE FUNCTION bqx._is_partitioned_by(rel regclass, column_name text) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT EXISTS (
@@ -887,7 +924,7 @@ $$;
 
 -- Makes the missing partitions of the months, and says how many. Tables that are not partitioned, or have a DEFAULT
 -- partition, need none.
-CREATE FUNCTION bqx._ensure_partitions(parent regclass, key_column name, months date[]) RETURNS int
+CREATE FUNCTION bqx._ensure_partitions(parent regclass, key_column text, months date[]) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -954,7 +991,7 @@ END
 $$;
 
 -- Type of a column; NULL where the table has none of that name.
-CREATE FUNCTION bqx._column_type(rel regclass, column_name name) RETURNS text
+CREATE FUNCTION bqx._column_type(rel regclass, column_name text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT format_type(a.atttypid, a.atttypmod) FROM pg_attribute AS a
@@ -962,7 +999,7 @@ AS $$
 $$;
 
 -- SQL for a table's time column as timestamptz.
-CREATE FUNCTION bqx._as_instant(rel regclass, column_name name) RETURNS text
+CREATE FUNCTION bqx._as_instant(rel regclass, column_name text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE WHEN bqx._column_type(rel, column_name) LIKE 'timestamp%without time zone'
@@ -971,7 +1008,7 @@ $$;
 
 -- SQL for an instant, given as SQL of type timestamptz, in the type of the table's time column: bounds on the raw
 -- column keep indexes and partition pruning usable.
-CREATE FUNCTION bqx._as_key(rel regclass, column_name name, instant text) RETURNS text
+CREATE FUNCTION bqx._as_key(rel regclass, column_name text, instant text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE WHEN bqx._column_type(rel, column_name) LIKE 'timestamp%without time zone'
@@ -986,6 +1023,12 @@ BEGIN
     EXECUTE format('SELECT (SELECT %1$s FROM (SELECT min(time) AS time FROM %2$s) AS first), '
                    '(SELECT %1$s FROM (SELECT max(time) AS time FROM %2$s) AS last)', bqx._as_instant(m1, 'time'), m1)
        INTO first_bar, last_bar;
+    IF NOT isfinite(first_bar) OR NOT isfinite(last_bar) THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'numeric_value_out_of_range',
+            MESSAGE = format('%s has a bar whose time is infinite', m1),
+            HINT = format('DELETE FROM %s WHERE NOT isfinite(time);', m1);
+    END IF;
 END
 $$;
 
@@ -999,7 +1042,10 @@ DECLARE
     found_pairs text[] := '{}';
 BEGIN
     FOR candidate IN
-        SELECT p.pair FROM bqx.pairs AS p WHERE to_regclass(format('bqx.%I', 'm1_' || p.pair)) IS NOT NULL ORDER BY 1
+        SELECT p.pair FROM bqx.pairs AS p
+          JOIN pg_class AS c ON c.oid = to_regclass(format('bqx.%I', 'm1_' || p.pair))
+         WHERE c.relkind IN ('r', 'p')  -- no view: reading it would run its owner's functions
+         ORDER BY 1
     LOOP
         EXECUTE format('SELECT EXISTS (SELECT FROM bqx.%I)', 'm1_' || candidate) INTO has_bars;
         IF has_bars THEN
@@ -1151,7 +1197,7 @@ BEGIN
                 HINT = format('Correct the bar, or CALL bqx.set_baselines(%L, ARRAY[%L]);',
                               bar.bar_time + interval '1 minute', chosen_pair);
         END IF;
-        IF bar.bar_time > baseline_date + interval '7 days' THEN
+        IF bar.bar_time > baseline_date + interval '168 hours' THEN
             RAISE WARNING USING
                 MESSAGE = format('baseline of %s is taken at %s, more than 7 days after %s',
                                  chosen_pair, bar.bar_time, baseline_date),
@@ -1252,6 +1298,8 @@ DECLARE
 BEGIN
     IF argument IS DISTINCT FROM convert_to(baseline::text, 'UTF8') || decode('00', 'hex') THEN
         IF argument IS NOT NULL THEN
+            -- the parent first, as readers lock: dropping the trigger would begin with the partitions
+            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', m1);
             EXECUTE format('DROP TRIGGER bqx_set_rate_index ON %s', m1);
         END IF;
         EXECUTE format('CREATE TRIGGER bqx_set_rate_index BEFORE INSERT OR UPDATE ON %s '
@@ -1333,7 +1381,12 @@ BEGIN
             SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
             SET LOCAL search_path TO pg_catalog, pg_temp;
         END LOOP;
-        PERFORM bqx._mark_baseline_applied(chosen_pair);
+        IF NOT bqx._mark_baseline_applied(chosen_pair, baseline) THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'object_not_in_prerequisite_state',
+                MESSAGE = format('the baseline of pair "%s" has changed meanwhile', chosen_pair),
+                HINT = format('CALL bqx.index_m1(ARRAY[%L]);', chosen_pair);
+        END IF;
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -1363,6 +1416,22 @@ CREATE  FUNCTION "_session_id"() RETURNS TEXT /* String */
 STRICT STABLE PARALLEL RESTRICTED
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', '_session_id_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/session.rs
+-- requires:
+--   _session_id
+
+
+-- The _session_id() of every session that is. For callers that may see all of pg_stat_activity.
+CREATE FUNCTION bqx._live_sessions() RETURNS SETOF text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT a.pid || '.' || ((extract(epoch FROM a.backend_start)
+                             - extract(epoch FROM timestamptz '2000-01-01 00:00:00+00')) * 1000000)::bigint
+      FROM pg_stat_activity AS a WHERE a.backend_start IS NOT NULL
+$$;
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1537,7 +1606,7 @@ BEGIN
     SELECT array_agg(format('%I', v) ORDER BY i),
            array_agg(format('b.%I::%s', v, bqx._column_type(m1, v)) ORDER BY i)
       INTO names, incoming
-      FROM unnest(ARRAY['open', 'high', 'low', 'close', 'volume']::name[]) WITH ORDINALITY AS u (v, i)
+      FROM unnest(ARRAY['open', 'high', 'low', 'close', 'volume']) WITH ORDINALITY AS u (v, i)
      WHERE bqx._column_type(m1, v) IS NOT NULL;
     SELECT count(*) AS bars, min(time) AS first_bar, max(time) AS last_bar INTO span FROM pg_temp.bqx_bars;
     -- Bounds on the table's own column, so that only the months concerned are read.
@@ -1841,13 +1910,17 @@ BEGIN
 END
 $$;
 
--- The columns of a derived table that are ours, in table order, and the longest window among them.
-CREATE FUNCTION bqx._own_columns(family text, derived regclass, OUT names text[], OUT foreign_names text[], OUT lookback int)
+-- The columns of a derived table that are ours, in table order, and the longest window among them. The shape tells a
+-- column from one that was dropped and made again under its name, or has another type.
+CREATE FUNCTION bqx._own_columns(
+    family text, derived regclass, OUT names text[], OUT foreign_names text[], OUT lookback int, OUT shape text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT coalesce(array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE w IS NOT NULL), '{}'),
            coalesce(array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE w IS NULL), '{}'),
-           coalesce(max(w), 0)
+           coalesce(max(w), 0),
+           coalesce(string_agg(format('%s %s %s', a.attname, a.attnum, format_type(a.atttypid, a.atttypmod)), ', '
+                               ORDER BY a.attnum) FILTER (WHERE w IS NOT NULL), '')
       FROM pg_attribute AS a
      CROSS JOIN LATERAL bqx._column_window(family, a.attname::text) AS w
      WHERE a.attrelid = derived AND a.attnum > 0 AND NOT a.attisdropped
@@ -1976,6 +2049,20 @@ AS $$
      WHERE k.contype = 'f' AND k.confrelid = rel AND k.conparentid = 0 AND k.conrelid NOT IN (SELECT relid FROM going)
 $$;
 
+-- Tries what DROP would say and takes it back: what else may depend on a table (row types, functions, policies)
+-- is PostgreSQL's to know. Undone at once, so that the locks of thousands of partitions don't add up.
+CREATE FUNCTION bqx._check_droppable(derived regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE format('DROP TABLE %s RESTRICT', derived);
+    RAISE EXCEPTION USING ERRCODE = 'BQX01', MESSAGE = 'it can be dropped';
+EXCEPTION
+    WHEN SQLSTATE 'BQX01' THEN
+        RETURN;
+END
+$$;
+
 CREATE PROCEDURE bqx.drop_tables(families text[], pairs text[] DEFAULT NULL, cascade boolean DEFAULT false)
 LANGUAGE plpgsql
 AS $$
@@ -2012,6 +2099,7 @@ BEGIN
                 DETAIL = array_to_string(dependents, E'\n'),
                 HINT = 'CALL bqx.drop_tables(…, cascade => true); drops them, too, and shows how to make them again.';
         END IF;
+        PERFORM bqx._check_droppable(r) FROM unnest(doomed) AS r;
     END IF;
 
     IF doomed = '{}' THEN
@@ -2090,10 +2178,12 @@ BEGIN
         RETURN NULL;
     ELSIF existing IS NULL THEN
         -- built aside: nobody can see it before it is attached, as the last act
-        EXECUTE format('CREATE TABLE bqx.%I (LIKE %s INCLUDING ALL, CHECK (ts_utc >= %s AND ts_utc < %s))',
+        EXECUTE format('CREATE TABLE bqx.%I (LIKE %s INCLUDING ALL, CHECK (ts_utc >= %s AND ts_utc < %s))%s',
                        bqx._free_partition_name(derived, month), derived,
                        bqx._instant_literal(bqx._month_start(month)),
-                       bqx._instant_literal(bqx._month_start(bqx._next_month(month))));
+                       bqx._instant_literal(bqx._month_start(bqx._next_month(month))),
+                       (SELECT format(' TABLESPACE %I', s.spcname) FROM pg_class AS c
+                          JOIN pg_tablespace AS s ON s.oid = c.reltablespace WHERE c.oid = derived));
         RETURN to_regclass(format('bqx.%I', bqx._partition_name(derived, month)));
     END IF;
 
@@ -2138,11 +2228,13 @@ BEGIN
 END
 $$;
 
--- The plain way. Returns the rows inserted or changed.
+-- The plain way. Rows and fingerprint come from one statement, so from one snapshot.
 -- A table of our columns alone is made to hold exactly the computed rows: rows that differ are deleted and
 -- inserted, equal ones are not touched. Where there are other columns, rows are only inserted, or updated in
 -- our columns; rows without a bar stay, and verify() names them.
-CREATE FUNCTION bqx._write_month_plainly(family text, pair text, derived regclass, month date) RETURNS bigint
+CREATE FUNCTION bqx._write_month_plainly(
+    family text, pair text, derived regclass, month date,
+    OUT rows_written bigint, OUT input_fingerprint text, OUT bars bigint)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET enable_nestloop = off  -- no statistics tell the planner how many rows are computed
@@ -2157,7 +2249,8 @@ DECLARE
     stored_values text;
     target_names text;
     in_month text;
-    changed bigint;
+    own_alone boolean := cardinality(own.foreign_names) = 0;
+    key text := bqx._as_key(derived, 'ts_utc', 'c.ts_utc');
 BEGIN
     value_names := ARRAY(SELECT n FROM unnest(own.names) AS n WHERE n NOT IN ('ts_utc', 'created_at'));
     IF NOT 'ts_utc' = ANY (own.names) THEN
@@ -2176,30 +2269,32 @@ BEGIN
     in_month := format('t.ts_utc >= %s AND t.ts_utc < %s',
                        bqx._as_key(derived, 'ts_utc', '$3'), bqx._as_key(derived, 'ts_utc', '$4'));
 
-    -- The count over the changing CTE makes PostgreSQL finish it before the first row is inserted.
+    -- Which of two equal rows is kept, in a table without a key, is told by its place. The count over the changing CTE
+    -- makes PostgreSQL finish it before the first row is inserted.
     EXECUTE format(
         'WITH computed AS MATERIALIZED (SELECT * FROM bqx._computed_rows($1, $2, $3, $4, $5) AS c (%1$s)), '
-        'kept AS MATERIALIZED (SELECT t.ts_utc FROM %2$s AS t JOIN computed AS c ON t.ts_utc = %3$s '
-        '                       WHERE %4$s AND ROW(%5$s) IS NOT DISTINCT FROM ROW(%6$s)), '
+        'kept AS MATERIALIZED (SELECT DISTINCT ON (t.ts_utc) t.ts_utc, t.tableoid AS part, t.ctid AS place '
+        '                        FROM %2$s AS t JOIN computed AS c ON t.ts_utc = %3$s '
+        '                       WHERE %4$s AND ROW(%5$s) IS NOT DISTINCT FROM ROW(%6$s) ORDER BY t.ts_utc), '
         'changed AS (%7$s RETURNING t.ts_utc), '
         'inserted AS (INSERT INTO %2$s (%8$s) SELECT %6$s FROM computed AS c '
         '              WHERE NOT EXISTS (SELECT FROM kept AS k WHERE k.ts_utc = %3$s) '
         '                AND (SELECT count(*) FROM changed) >= 0 %9$s ORDER BY c.ts_utc RETURNING 1) '
-        'SELECT (SELECT count(*) FROM inserted) + %10$s',
-        computed_types, derived, bqx._as_key(derived, 'ts_utc', 'c.ts_utc'), in_month, stored_values, computed_values,
-        CASE WHEN cardinality(own.foreign_names) = 0
-             THEN format('DELETE FROM %s AS t WHERE %s AND NOT EXISTS (SELECT FROM kept AS k WHERE k.ts_utc = t.ts_utc)',
-                         derived, in_month)
+        'SELECT (SELECT count(*) FROM inserted) + %10$s, f.input_fingerprint, f.bars '
+        '  FROM bqx._input_fingerprint($2, $3, $4, $6, $7) AS f',
+        computed_types, derived, key, in_month, stored_values, computed_values,
+        CASE WHEN own_alone
+             THEN format('DELETE FROM %s AS t WHERE %s AND NOT EXISTS ('
+                         'SELECT FROM kept AS k WHERE k.part = t.tableoid AND k.place = t.ctid)', derived, in_month)
              ELSE format('UPDATE %s AS t SET (%s) = ROW(%s) FROM computed AS c WHERE %s AND t.ts_utc = %s '
                          'AND NOT EXISTS (SELECT FROM kept AS k WHERE k.ts_utc = t.ts_utc)',
-                         derived, target_names, computed_values, in_month, bqx._as_key(derived, 'ts_utc', 'c.ts_utc')) END,
+                         derived, target_names, computed_values, in_month, key) END,
         target_names,
-        CASE WHEN cardinality(own.foreign_names) = 0 THEN ''
-             ELSE format('AND NOT EXISTS (SELECT FROM changed AS u WHERE u.ts_utc = %s)',
-                         bqx._as_key(derived, 'ts_utc', 'c.ts_utc')) END,
-        CASE WHEN cardinality(own.foreign_names) = 0 THEN '0' ELSE '(SELECT count(*) FROM changed)' END)
-       INTO changed USING family, bqx._m1_table(pair), from_ts, to_ts, value_names;
-    RETURN changed;
+        CASE WHEN own_alone THEN ''
+             ELSE format('AND NOT EXISTS (SELECT FROM changed AS u WHERE u.ts_utc = %s)', key) END,
+        CASE WHEN own_alone THEN '0' ELSE '(SELECT count(*) FROM changed)' END)
+       INTO rows_written, input_fingerprint, bars
+      USING family, bqx._m1_table(pair), from_ts, to_ts, value_names, own.lookback, own.shape;
 END
 $$;
 
@@ -2218,6 +2313,7 @@ DECLARE
     fast_families text[] := '{}';
     fast_derived regclass[] := '{}';
     fast_partitions regclass[] := '{}';
+    fast_shapes text[] := '{}';
 BEGIN
     FOREACH family IN ARRAY families LOOP
         derived := bqx._derived_table(family, pair);
@@ -2226,19 +2322,18 @@ BEGIN
             fast_families := fast_families || family;
             fast_derived := fast_derived || derived;
             fast_partitions := fast_partitions || partition;
+            fast_shapes := fast_shapes || (bqx._own_columns(family, derived)).shape;
         ELSE
-            -- Fingerprint first: if a bar changes in between, the month counts as stale, never as fresh.
-            SELECT f.input_fingerprint, f.bars INTO input_fingerprint, bars
-              FROM bqx._input_fingerprint(family, m1, from_ts, to_ts, (bqx._own_columns(family, derived)).names) AS f;
             PERFORM bqx._ensure_partitions(derived, 'ts_utc', ARRAY[month]);
-            rows_written := bqx._write_month_plainly(family, pair, derived, month);
+            SELECT w.rows_written, w.input_fingerprint, w.bars INTO rows_written, input_fingerprint, bars
+              FROM bqx._write_month_plainly(family, pair, derived, month) AS w;
             RETURN NEXT;
         END IF;
     END LOOP;
     IF fast_families <> '{}' THEN
         FOR family, bars, input_fingerprint IN
             SELECT f.family, f.bars, f.input_fingerprint
-              FROM bqx._fill_partitions(fast_families, m1, from_ts, to_ts, fast_partitions) AS f
+              FROM bqx._fill_partitions(fast_families, m1, from_ts, to_ts, fast_partitions, fast_shapes) AS f
         LOOP
             rows_written := bars;
             RETURN NEXT;
@@ -2277,8 +2372,9 @@ BEGIN
        INTO stored USING bqx._month_start(month), bqx._month_start(bqx._next_month(month));
     RETURN stored = recorded.bars AND recorded.input_fingerprint = (
         SELECT f.input_fingerprint
-          FROM bqx._input_fingerprint(family, bqx._m1_table(pair), bqx._month_start(month),
-               bqx._month_start(bqx._next_month(month)), (bqx._own_columns(family, derived)).names) AS f);
+          FROM bqx._own_columns(family, derived) AS own,
+               bqx._input_fingerprint(bqx._m1_table(pair), bqx._month_start(month),
+                                      bqx._month_start(bqx._next_month(month)), own.lookback, own.shape) AS f);
 END
 $$;
 
@@ -2343,9 +2439,9 @@ BEGIN
     FOR attempt IN 1..2 LOOP
         FOR unit IN SELECT * FROM bqx._open_units(run_id, claims_in_view) LOOP
             IF attempt = 1 THEN
-                CONTINUE WHEN NOT pg_try_advisory_xact_lock(bqx._lock_key('month', unit.pair || unit.month));
+                CONTINUE WHEN NOT pg_try_advisory_xact_lock(bqx._lock_key('month', unit.pair || to_char(unit.month, ' YYYY-MM')));
             ELSE
-                PERFORM pg_advisory_xact_lock(bqx._lock_key('month', unit.pair || unit.month));
+                PERFORM pg_advisory_xact_lock(bqx._lock_key('month', unit.pair || to_char(unit.month, ' YYYY-MM')));
             END IF;
             -- Locked: is it still open, and for which families?
             SELECT j.* INTO claimed FROM bqx._open_jobs(run_id, unit.pair, unit.month) AS j;
@@ -2366,15 +2462,15 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     m1 regclass := bqx._m1_table(pair);
-    first_index double precision;
+    has_index boolean := false;
     has_baseline boolean := EXISTS (SELECT FROM bqx.baseline_rates AS b WHERE b.pair = $1);
     is_applied boolean := EXISTS (SELECT FROM bqx.baseline_rates AS b WHERE b.pair = $1 AND b.applied_at IS NOT NULL);
 BEGIN
-    IF bqx._column_type(m1, 'rate_index') IS NOT NULL AND NOT has_baseline THEN
-        -- an existing database may bring its own rate_index
-        EXECUTE format('SELECT rate_index FROM %s ORDER BY time LIMIT 1', m1) INTO first_index;
+    -- The table counts, not only the record: M1 may have been made anew, or bring a rate_index of its own.
+    IF bqx._column_type(m1, 'rate_index') IS NOT NULL AND (is_applied OR NOT has_baseline) THEN
+        EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE rate_index IS NOT NULL)', m1) INTO has_index;
     END IF;
-    IF NOT is_applied AND first_index IS NULL THEN
+    IF NOT has_index THEN
         RAISE EXCEPTION USING
             ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = CASE WHEN has_baseline THEN format('pair "%s" has no rate_index yet', pair)
@@ -2509,9 +2605,12 @@ BEGIN
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
 
-    wanted := least(coalesce(workers, bqx._useful_workers()), (SELECT count(*) FROM bqx._open_units(run_id)));
+    wanted := least(coalesce(workers, bqx._useful_workers()), (SELECT count(*) FROM bqx._open_units(run_id, NULL::int)));
     IF wanted > 0 THEN
         started := bqx._start_workers(run_id, wanted);
+        IF NOT coalesce(wait, true) THEN
+            PERFORM bqx._let_workers_go();
+        END IF;
         IF started = 0 AND NOT coalesce(wait, true) THEN
             PERFORM bqx._cancel_open_jobs(run_id);
             PERFORM bqx._close_run(run_id);
@@ -2961,7 +3060,7 @@ CREATE FUNCTION bqx._faulty_columns(
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT bqx._listed(array_agg(c.name ORDER BY c.i), 3)
-      FROM bqx._stored_row(family, derived, faulty_at, 'infinity') AS r,
+      FROM bqx._stored_row(family, derived, faulty_at, timestamptz 'infinity') AS r,
            bqx._value_columns(family, derived) WITH ORDINALITY AS c (name, lookback, as_double, rounding, relative, i)
      WHERE CASE about
                WHEN 'null' THEN c.lookback > 0
@@ -3254,8 +3353,9 @@ BEGIN
     SELECT r.* INTO recorded FROM bqx._recorded_month(family, pair, month) AS r;
     BEGIN
         SELECT f.input_fingerprint, f.bars INTO present
-          FROM bqx._input_fingerprint(family, m1, bqx._month_start(month), bqx._month_start(bqx._next_month(month)),
-                                      (bqx._own_columns(family, derived)).names) AS f;
+          FROM bqx._own_columns(family, derived) AS own,
+               bqx._input_fingerprint(m1, bqx._month_start(month), bqx._month_start(bqx._next_month(month)),
+                                      own.lookback, own.shape) AS f;
     EXCEPTION
         -- bars that no month could be computed from
         WHEN numeric_value_out_of_range OR unique_violation OR null_value_not_allowed OR undefined_column THEN
@@ -3365,7 +3465,7 @@ CREATE TYPE bqx._completion AS (
     mean_rate_index double precision, stdev_rate_index double precision);
 
 -- Rows of each month of a table, whatever its type of time.
-CREATE FUNCTION bqx._rows_per_month(rel regclass, time_column name, OUT months date[], OUT counts bigint[])
+CREATE FUNCTION bqx._rows_per_month(rel regclass, time_column text, OUT months date[], OUT counts bigint[])
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -3490,22 +3590,6 @@ END
 $$;
 COMMENT ON FUNCTION bqx.completion_report() IS
     'Rows, months and status of every derived table; per family (pair "all") sums, and mean and deviation across pairs';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- src/session.rs
--- requires:
---   _session_id
-
-
--- The _session_id() of every session that is. For callers that may see all of pg_stat_activity.
-CREATE FUNCTION bqx._live_sessions() RETURNS SETOF text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT a.pid || '.' || ((extract(epoch FROM a.backend_start)
-                             - extract(epoch FROM timestamptz '2000-01-01 00:00:00+00')) * 1000000)::bigint
-      FROM pg_stat_activity AS a WHERE a.backend_start IS NOT NULL
-$$;
 /* </end connected objects> */
 
 /* <begin connected objects> */
