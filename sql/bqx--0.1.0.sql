@@ -2160,6 +2160,24 @@ AS $$
       FROM pg_class AS c WHERE c.oid = rel
 $$;
 
+-- A month's partition, not attached yet: nobody can see it, and attaching it (_attach_if_new), as the last act, does not
+-- wait for readers of the parent as CREATE TABLE … PARTITION OF does.
+CREATE FUNCTION bqx._create_partition_aside(derived regclass, month date) RETURNS regclass
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    partition_name name := bqx._free_partition_name(derived, month);
+BEGIN
+    EXECUTE format('CREATE TABLE bqx.%I (LIKE %s INCLUDING ALL EXCLUDING IDENTITY, '
+                   'CONSTRAINT bqx_month_bounds CHECK (ts_utc >= %s AND ts_utc < %s))%s',
+                   partition_name, derived, bqx._instant_literal(bqx._month_start(month)),
+                   bqx._instant_literal(bqx._month_start(bqx._next_month(month))),
+                   (SELECT format(' TABLESPACE %I', s.spcname) FROM pg_class AS c
+                      JOIN pg_tablespace AS s ON s.oid = c.reltablespace WHERE c.oid = derived));
+    RETURN to_regclass(format('bqx.%I', partition_name));
+END
+$$;
+
 -- A partition that can be filled the fast way, in this transaction: a new one (not attached yet), or one that never
 -- held a row, with fresh storage. NULL: the month has rows, a partition of another shape, or readers at this moment.
 -- Empty is not enough: rows deleted lately are still there for older snapshots, which TRUNCATE would rob of them.
@@ -2174,17 +2192,8 @@ BEGIN
         RETURN NULL;
     END IF;
     existing := bqx._partition_of_month(derived, month);
-    IF existing IS NULL AND bqx._has_default_partition(derived) THEN
-        RETURN NULL;
-    ELSIF existing IS NULL THEN
-        -- built aside: nobody can see it before it is attached, as the last act
-        EXECUTE format('CREATE TABLE bqx.%I (LIKE %s INCLUDING ALL, CHECK (ts_utc >= %s AND ts_utc < %s))%s',
-                       bqx._free_partition_name(derived, month), derived,
-                       bqx._instant_literal(bqx._month_start(month)),
-                       bqx._instant_literal(bqx._month_start(bqx._next_month(month))),
-                       (SELECT format(' TABLESPACE %I', s.spcname) FROM pg_class AS c
-                          JOIN pg_tablespace AS s ON s.oid = c.reltablespace WHERE c.oid = derived));
-        RETURN to_regclass(format('bqx.%I', bqx._partition_name(derived, month)));
+    IF existing IS NULL THEN
+        RETURN CASE WHEN NOT bqx._has_default_partition(derived) THEN bqx._create_partition_aside(derived, month) END;
     END IF;
 
     SELECT p.from_ts = bqx._month_start(month) AND p.to_ts = bqx._month_start(bqx._next_month(month))
@@ -2215,16 +2224,28 @@ $$;
 CREATE FUNCTION bqx._attach_if_new(derived regclass, partition regclass, month date) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    bounds_check name;
 BEGIN
     IF (SELECT c.relispartition FROM pg_class AS c WHERE c.oid = partition) THEN
         RETURN;
     END IF;
     EXECUTE format('ALTER TABLE %s ATTACH PARTITION %s FOR VALUES %s', derived, partition, bqx._month_bounds(month));
     -- The CHECK spared ATTACH a scan; the partition's bounds say the same.
-    SELECT k.conname INTO bounds_check FROM pg_constraint AS k WHERE k.conrelid = partition AND k.contype = 'c';
-    EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', partition, bounds_check);
+    EXECUTE format('ALTER TABLE %s DROP CONSTRAINT bqx_month_bounds', partition);
+END
+$$;
+
+-- Makes what is missing of the month's partition for the plain way: aside where that can be, so that workers that
+-- have read the parent don't wait for each other's locks.
+CREATE FUNCTION bqx._ensure_partition_to_write(derived regclass, month date) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF bqx._is_partitioned_by(derived, 'ts_utc') AND NOT bqx._has_default_partition(derived)
+       AND bqx._partition_of_month(derived, month) IS NULL THEN
+        PERFORM bqx._attach_if_new(derived, bqx._create_partition_aside(derived, month), month);
+    ELSE
+        PERFORM bqx._ensure_partitions(derived, 'ts_utc', ARRAY[month]);
+    END IF;
 END
 $$;
 
@@ -2324,7 +2345,7 @@ BEGIN
             fast_partitions := fast_partitions || partition;
             fast_shapes := fast_shapes || (bqx._own_columns(family, derived)).shape;
         ELSE
-            PERFORM bqx._ensure_partitions(derived, 'ts_utc', ARRAY[month]);
+            PERFORM bqx._ensure_partition_to_write(derived, month);
             SELECT w.rows_written, w.input_fingerprint, w.bars INTO rows_written, input_fingerprint, bars
               FROM bqx._write_month_plainly(family, pair, derived, month) AS w;
             RETURN NEXT;

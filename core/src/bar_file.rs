@@ -678,8 +678,9 @@ fn trim_line(line: &str) -> &str {
     // The mark's bytes may have been read as Latin-1.
     let line = line.trim_start_matches('\u{feff}').trim_start_matches("\u{ef}\u{bb}\u{bf}");
     let line = line.trim_matches([' ', '\r', '\n', '\u{b}', '\u{c}']);
-    // A tab at an end may be an empty field's; a line of nothing but tabs is blank.
-    if line.bytes().all(|b| b == b'\t') {
+    // A tab at an end may be an empty field's; a line of nothing but tabs is blank. `\.` ends COPY's text format:
+    // PostgreSQL takes it for the end of a CSV file up to 17, and hands it on from 18.
+    if line.bytes().all(|b| b == b'\t') || line == "\\." {
         return "";
     }
     let inner = line.strip_prefix('"').and_then(|l| l.strip_suffix('"'));
@@ -971,7 +972,7 @@ mod tests {
             reason(&csv(), "time,open,close,high,low,volume"),
             "a header with other columns than the lines before it"
         );
-        for line in ["", "\r\n", "   ", "\t\t", "\u{feff}"] {
+        for line in ["", "\r\n", "   ", "\t\t", "\u{feff}", "\\.\r"] {
             assert_eq!(csv().parse_line(line), Line::Blank, "{line:?}");
         }
     }
