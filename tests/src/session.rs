@@ -37,16 +37,22 @@ pub struct SqlError {
     pub hint: String,
 }
 
+impl From<&postgres::error::DbError> for SqlError {
+    fn from(error: &postgres::error::DbError) -> Self {
+        SqlError {
+            code: error.code().code().to_owned(),
+            message: error.message().to_owned(),
+            detail: error.detail().unwrap_or_default().to_owned(),
+            hint: error.hint().unwrap_or_default().to_owned(),
+        }
+    }
+}
+
 /// Runs one statement that must fail in the server; returns how it did.
 pub fn error_of(client: &mut Client, sql: &str) -> SqlError {
     let Err(error) = client.batch_execute(sql) else { panic!("this was to fail: {sql}") };
     let Some(error) = error.as_db_error() else { panic!("not an error of the server: {error}") };
-    SqlError {
-        code: error.code().code().to_owned(),
-        message: error.message().to_owned(),
-        detail: error.detail().unwrap_or_default().to_owned(),
-        hint: error.hint().unwrap_or_default().to_owned(),
-    }
+    SqlError::from(error)
 }
 
 /// An error in one line: the driver's own text only says "db error".

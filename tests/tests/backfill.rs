@@ -1,7 +1,6 @@
 //! Backfill: what it writes, that it writes the same however it's called, what it recomputes and what not, and who
 //! sees what meanwhile.
 
-#[allow(dead_code)] // each test program uses its part
 mod common;
 
 use std::collections::BTreeSet;
@@ -10,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bqx_tests::{Db, error_of, own_server};
-use common::{attempt, row, rows, run};
+use common::{attempt, row, rows, run, run_each};
 use pgcluster::Cluster;
 use postgres::Client;
 
@@ -52,13 +51,6 @@ fn filled(name: &str) -> Db<'static> {
     let db = prepared(name);
     run_each(&mut db.connect(), &["CALL bqx.create_tables()", "CALL bqx.backfill(workers => 0)"]);
     db
-}
-
-/// Runs statements one at a time: committing procedures must not share a message with others.
-fn run_each(session: &mut Client, statements: &[impl AsRef<str>]) {
-    for statement in statements {
-        run(session, statement.as_ref());
-    }
 }
 
 /// A checksum of each data table over all rows and all columns of ours but created_at, as `table rows checksum`.

@@ -1,6 +1,5 @@
 //! pg_dump and restore bring back everything: registry, ledger, data, triggers; and the stages go on from there.
 
-#[allow(dead_code)] // each test program uses its part
 mod common;
 
 use std::collections::BTreeSet;
@@ -10,19 +9,12 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use bqx_tests::{Db, error_of, server};
-use common::{row, rows, run};
+use common::{row, rows, run, run_each};
 use postgres::Client;
 
 /// Tables of the extension whose rows are users'.
 const REGISTRY: [&str; 6] =
     ["pairs", "baseline_rates", "rejected_bars", "run_ledger", "job_ledger", "month_ledger"];
-
-/// Runs statements one at a time: committing procedures must not share a message with others.
-fn run_each(session: &mut Client, statements: &[impl AsRef<str>]) {
-    for statement in statements {
-        run(session, statement.as_ref());
-    }
-}
 
 /// A database with something in every table: two pairs, one of them the user's own, with an existing table of another
 /// shape; runs that went well, that failed and that were planned; rejected lines; a role's own run.

@@ -1,10 +1,9 @@
 //! Databases that were there before bqx: their tables are used as they are, and nothing of theirs is lost.
 
-#[allow(dead_code)] // each test program uses its part
 mod common;
 
 use bqx_tests::{Db, Notices, error_of, server};
-use common::{attempt, row, rows, run};
+use common::{attempt, row, rows, run, run_each};
 use postgres::Client;
 
 /// Bars as an older system might hold them: every 20 minutes but on Saturdays, parts of four months, five decimals. The
@@ -16,13 +15,6 @@ const BARS: &str = "\
       FROM (SELECT t, row_number() OVER (ORDER BY t)::int AS i \
               FROM generate_series(timestamptz '2024-06-28 00:00+00', '2024-09-03 12:00+00', interval '20 min') AS t \
              WHERE extract(dow FROM t AT TIME ZONE 'UTC') <> 6) AS times";
-
-/// Runs statements one at a time: committing procedures must not share a message with others.
-fn run_each(session: &mut Client, statements: &[impl AsRef<str>]) {
-    for statement in statements {
-        run(session, statement.as_ref());
-    }
-}
 
 /// A database without the extension, but with a schema `bqx` and [`BARS`]; its sessions are not in UTC.
 fn older_database(name: &str) -> (Db<'static>, Client, Notices) {

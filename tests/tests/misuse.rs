@@ -1,7 +1,6 @@
 //! Internal functions called by hand, by roles with few rights, and settings that pull locks apart: nothing crashes,
 //! nothing is forged, nothing is done twice.
 
-#[allow(dead_code)] // each test program uses its part
 mod common;
 
 use std::thread;

@@ -1,7 +1,6 @@
 //! The stored numbers against Python: numpy over whole pairs, exact fractions over rows chosen at random. The Python
 //! side is `numpy_reference.py`.
 
-#[allow(dead_code)] // each test program uses its part
 mod common;
 
 use std::fs::File;

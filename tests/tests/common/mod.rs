@@ -1,5 +1,6 @@
-//! What the tests of loading and of errors share: a session's answers as text, and a picture of all that is
-//! stored.
+//! What the test programs share: a session's answers as text, and a picture of all that is stored.
+
+#![allow(dead_code)] // each test program uses its part
 
 use bqx_tests::{Db, SqlError};
 use postgres::{Client, SimpleQueryMessage};
@@ -9,17 +10,19 @@ pub fn run(session: &mut Client, sql: &str) {
     attempt(session, sql).unwrap_or_else(|error| panic!("{sql}\n{error:?}"));
 }
 
+/// Runs statements one at a time: committing procedures must not share a message with others.
+pub fn run_each(session: &mut Client, statements: &[impl AsRef<str>]) {
+    for statement in statements {
+        run(session, statement.as_ref());
+    }
+}
+
 /// Runs statements that may fail in the server.
 pub fn attempt(session: &mut Client, sql: &str) -> Result<(), SqlError> {
     session.batch_execute(sql).map_err(|error| {
         let error =
             error.as_db_error().unwrap_or_else(|| panic!("not an error of the server: {error}\n{sql}"));
-        SqlError {
-            code: error.code().code().to_owned(),
-            message: error.message().to_owned(),
-            detail: error.detail().unwrap_or_default().to_owned(),
-            hint: error.hint().unwrap_or_default().to_owned(),
-        }
+        SqlError::from(error)
     })
 }
 
@@ -44,8 +47,7 @@ pub fn row(session: &mut Client, query: &str) -> String {
 }
 
 /// Everything that is stored in the schemas `bqx` and `public`: each table with its columns, its triggers, a
-/// checksum of its
-/// rows, and each view. What a failed call must not have changed.
+/// checksum of its rows, and each view. What a failed call must not have changed.
 pub fn picture(db: &Db) -> Vec<String> {
     let mut session = db.connect();
     let tables = rows(
