@@ -509,6 +509,44 @@ $$;
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   preflight
+
+-- What the window aggregates return. The functions that fill them check the number and types of the columns.
+CREATE TYPE bqx.window_metrics AS (
+    n bigint,
+    bqx_return double precision,
+    bqx_max double precision,
+    bqx_min double precision,
+    bqx_avg double precision,
+    bqx_stdev double precision,
+    bqx_endpoint double precision,
+    bqx_range double precision,
+    bqx_volatility double precision
+);
+COMMENT ON TYPE bqx.window_metrics IS
+    'Backward-window metrics of a current value p and the n values before it: bqx_return = sum of (value - p) / p; '
+    'maximum, minimum, mean and sample deviation of the n values; bqx_endpoint = (oldest - p) / p; '
+    'bqx_range = (max - min) / p; bqx_volatility = stdev / p';
+
+CREATE TYPE bqx.quadratic_fit AS (
+    n bigint,
+    reg_a double precision,
+    reg_b double precision,
+    reg_c double precision,
+    reg_r2 double precision,
+    reg_rmse double precision,
+    reg_yhat_end double precision,
+    reg_resid_end double precision,
+    reg_slope_end double precision
+);
+COMMENT ON TYPE bqx.quadratic_fit IS
+    'Least-squares parabola a*x^2 + b*x + c of n points, with r2, root of the mean squared residual, and the fit, the '
+    'residual and the slope at the greatest x';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/workers.rs
 -- bqx::workers::_await_workers
 CREATE  FUNCTION "_await_workers"(
@@ -1220,6 +1258,50 @@ CREATE FUNCTION bqx._parse_lines(format text) RETURNS TABLE (
     line_no bigint, local_time timestamp, utc_offset interval, open double precision, high double precision,
     low double precision, close double precision, volume double precision, reason text)
 LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', '_parse_lines_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/quadratic_reg.rs
+-- bqx::aggregates::quadratic_reg::_quadratic_reg_enter
+CREATE  FUNCTION "_quadratic_reg_enter"(
+	"state" internal, /* Internal */
+	"y" double precision /* Option < f64 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_quadratic_reg_enter_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/quadratic_reg.rs
+-- bqx::aggregates::quadratic_reg::_quadratic_reg_final
+
+CREATE FUNCTION bqx._quadratic_reg_final(state internal) RETURNS bqx.quadratic_fit
+LANGUAGE c IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', '_quadratic_reg_final_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/quadratic_reg.rs
+-- bqx::aggregates::quadratic_reg::_quadratic_reg_grow
+CREATE  FUNCTION "_quadratic_reg_grow"(
+	"state" internal, /* Internal */
+	"y" double precision /* Option < f64 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_quadratic_reg_grow_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/quadratic_reg.rs
+-- bqx::aggregates::quadratic_reg::_quadratic_reg_leave
+CREATE  FUNCTION "_quadratic_reg_leave"(
+	"state" internal, /* Internal */
+	"y" double precision /* Option < f64 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_quadratic_reg_leave_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -3624,6 +3706,45 @@ LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', '_simulated_bars
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/aggregates/window_metrics.rs
+-- bqx::aggregates::window_metrics::_sized_window_metrics_enter
+CREATE  FUNCTION "_sized_window_metrics_enter"(
+	"state" internal, /* Internal */
+	"value" double precision, /* Option < f64 > */
+	"width" INT /* Option < i32 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_sized_window_metrics_enter_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/window_metrics.rs
+-- bqx::aggregates::window_metrics::_sized_window_metrics_grow
+CREATE  FUNCTION "_sized_window_metrics_grow"(
+	"state" internal, /* Internal */
+	"value" double precision, /* Option < f64 > */
+	"width" INT /* Option < i32 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_sized_window_metrics_grow_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/window_metrics.rs
+-- bqx::aggregates::window_metrics::_sized_window_metrics_leave
+CREATE  FUNCTION "_sized_window_metrics_leave"(
+	"state" internal, /* Internal */
+	"value" double precision, /* Option < f64 > */
+	"_width" INT /* Option < i32 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_sized_window_metrics_leave_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/bar_lines.rs
 -- bqx::bar_lines::_sniff_format
 CREATE  FUNCTION "_sniff_format"(
@@ -3654,6 +3775,112 @@ CREATE  FUNCTION "_useful_workers"() RETURNS INT /* i32 */
 STRICT
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', '_useful_workers_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/window_metrics.rs
+-- bqx::aggregates::window_metrics::_window_metrics_enter
+CREATE  FUNCTION "_window_metrics_enter"(
+	"state" internal, /* Internal */
+	"value" double precision /* Option < f64 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_window_metrics_enter_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/window_metrics.rs
+-- bqx::aggregates::window_metrics::_window_metrics_final
+
+CREATE FUNCTION bqx._window_metrics_final(state internal) RETURNS bqx.window_metrics
+LANGUAGE c IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', '_window_metrics_final_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/window_metrics.rs
+-- bqx::aggregates::window_metrics::_window_metrics_grow
+CREATE  FUNCTION "_window_metrics_grow"(
+	"state" internal, /* Internal */
+	"value" double precision /* Option < f64 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_window_metrics_grow_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/window_metrics.rs
+-- bqx::aggregates::window_metrics::_window_metrics_leave
+CREATE  FUNCTION "_window_metrics_leave"(
+	"state" internal, /* Internal */
+	"value" double precision /* Option < f64 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_window_metrics_leave_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   aggregates::window_metrics::_window_metrics_grow
+--   aggregates::window_metrics::_window_metrics_enter
+--   aggregates::window_metrics::_window_metrics_leave
+--   aggregates::window_metrics::_sized_window_metrics_grow
+--   aggregates::window_metrics::_sized_window_metrics_enter
+--   aggregates::window_metrics::_sized_window_metrics_leave
+--   aggregates::window_metrics::_window_metrics_final
+--   aggregates::quadratic_reg::_quadratic_reg_grow
+--   aggregates::quadratic_reg::_quadratic_reg_enter
+--   aggregates::quadratic_reg::_quadratic_reg_leave
+--   aggregates::quadratic_reg::_quadratic_reg_final
+
+-- The window aggregates. SSPACE and MSSPACE tell the planner what a state takes beside what it can see.
+CREATE AGGREGATE bqx.bqx_window_metrics(value double precision) (
+    SFUNC = bqx._window_metrics_grow,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._window_metrics_final,
+    MSFUNC = bqx._window_metrics_enter,
+    MINVFUNC = bqx._window_metrics_leave,
+    MSTYPE = internal,
+    MSSPACE = 4096,
+    MFINALFUNC = bqx._window_metrics_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.bqx_window_metrics(double precision) IS
+    'Backward-window metrics: the last row is the current value, the rows before it are the past';
+
+CREATE AGGREGATE bqx.bqx_window_metrics(value double precision, width integer) (
+    SFUNC = bqx._sized_window_metrics_grow,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._window_metrics_final,
+    MSFUNC = bqx._sized_window_metrics_enter,
+    MINVFUNC = bqx._sized_window_metrics_leave,
+    MSTYPE = internal,
+    MSSPACE = 4096,
+    MFINALFUNC = bqx._window_metrics_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.bqx_window_metrics(double precision, integer) IS
+    'Backward-window metrics, NULL unless exactly width values precede the current one';
+
+CREATE AGGREGATE bqx.quadratic_reg(y double precision) (
+    SFUNC = bqx._quadratic_reg_grow,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._quadratic_reg_final,
+    MSFUNC = bqx._quadratic_reg_enter,
+    MINVFUNC = bqx._quadratic_reg_leave,
+    MSTYPE = internal,
+    MSSPACE = 4096,
+    MFINALFUNC = bqx._quadratic_reg_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.quadratic_reg(double precision) IS
+    'Least-squares parabola through the rows in frame order, x = 0, 1, 2, ...';
 /* </end connected objects> */
 
 /* <begin connected objects> */

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `metric_columns` | names and windows of the derived columns, for DDL |
 //! | `rate_index` | close / baseline * 100 |
+//! | `aggregates` | the window aggregates |
 //! | `bar_lines` | parsing vendors' files |
 //! | `simulated_bars` | the simulated market |
 //! | `series` | reading bars and fingerprinting them |
@@ -18,6 +19,7 @@
 
 use pgrx::prelude::*;
 
+mod aggregates;
 mod bar_lines;
 mod computed_rows;
 mod errors;
@@ -35,6 +37,24 @@ mod workers;
 // The order of the install script. Functions in Rust come before the SQL that calls them at creation time only;
 // PL/pgSQL bodies are looked up when they run.
 extension_sql_file!("../sql/preflight.sql", name = "preflight", bootstrap);
+extension_sql_file!("../sql/aggregate_types.sql", name = "aggregate_types", requires = ["preflight"]);
+extension_sql_file!(
+    "../sql/aggregates.sql",
+    name = "aggregates",
+    requires = [
+        aggregates::window_metrics::_window_metrics_grow,
+        aggregates::window_metrics::_window_metrics_enter,
+        aggregates::window_metrics::_window_metrics_leave,
+        aggregates::window_metrics::_sized_window_metrics_grow,
+        aggregates::window_metrics::_sized_window_metrics_enter,
+        aggregates::window_metrics::_sized_window_metrics_leave,
+        aggregates::window_metrics::_window_metrics_final,
+        aggregates::quadratic_reg::_quadratic_reg_grow,
+        aggregates::quadratic_reg::_quadratic_reg_enter,
+        aggregates::quadratic_reg::_quadratic_reg_leave,
+        aggregates::quadratic_reg::_quadratic_reg_final,
+    ]
+);
 extension_sql_file!("../sql/registry.sql", name = "registry", requires = ["preflight"]);
 extension_sql_file!("../sql/ledger.sql", name = "ledger", requires = ["registry"]);
 extension_sql_file!(

@@ -1,5 +1,7 @@
-//! Sliding maximum and minimum of a slice, at a cost per row that does not depend on the window.
+//! Sliding maximum and minimum, at a cost per row that does not depend on the window: [`SlidingExtrema`] of a slice,
+//! [`MovingMaximum`] of a frame that comes and goes value by value.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 /// Maximum and minimum of the `window` values before a row, for rows in ascending order.
@@ -85,4 +87,59 @@ fn greater(a: f64, b: f64) -> f64 {
 #[inline(always)]
 fn lesser(a: f64, b: f64) -> f64 {
     if a < b { a } else { b }
+}
+
+/// The greatest value of a frame that grows at one end and shrinks at the other.
+///
+/// Only values that no later one reaches are kept, so they descend and the first is the greatest (the "monotone
+/// queue"). Every value is put in and taken out once.
+#[derive(Clone, Debug)]
+pub struct MovingMaximum<T> {
+    /// Candidates with their positions in the sequence of all values.
+    candidates: VecDeque<(u64, T)>,
+    /// Positions of the oldest value in the frame and of the next to come.
+    oldest: u64,
+    next: u64,
+}
+
+impl<T> Default for MovingMaximum<T> {
+    fn default() -> Self {
+        MovingMaximum { candidates: VecDeque::new(), oldest: 0, next: 0 }
+    }
+}
+
+impl<T: PartialOrd + Copy> MovingMaximum<T> {
+    /// Adds the newest value, which must be comparable with all others.
+    #[inline]
+    pub fn push(&mut self, value: T) {
+        while self.candidates.back().is_some_and(|&(_, last)| last <= value) {
+            self.candidates.pop_back();
+        }
+        self.candidates.push_back((self.next, value));
+        self.next += 1;
+    }
+
+    /// Takes out the oldest value.
+    #[inline]
+    pub fn drop_oldest(&mut self) {
+        if self.candidates.front().is_some_and(|&(position, _)| position == self.oldest) {
+            self.candidates.pop_front();
+            give_back(&mut self.candidates);
+        }
+        self.oldest += 1;
+    }
+
+    /// `None` in an empty frame.
+    #[inline]
+    pub fn get(&self) -> Option<T> {
+        self.candidates.front().map(|&(_, value)| value)
+    }
+}
+
+/// Returns memory of a queue that was much longer: a frame's memory follows its length.
+pub(crate) fn give_back<T>(queue: &mut VecDeque<T>) {
+    const SMALL: usize = 1024;
+    if queue.capacity() > SMALL && queue.len() < queue.capacity() / 8 {
+        queue.shrink_to(queue.len() * 2);
+    }
 }

@@ -5,13 +5,16 @@
 //! sums of integers, hence exact, and taking the oldest value out undoes putting it in.
 //!
 //! [`NarrowRun`] holds runs that fit machine integers, with room for the sums: all ordinary index series.
-//! [`WideRun`] holds any run in big integers. Formulas are written once, over [`Whole`].
+//! [`WideRun`] holds any run in big integers. Formulas are written once, over [`Whole`]. An [`Axis`] says how values
+//! and small integers correspond; that of a frame which is not known beforehand grows with it
+//! ([`crate::moving_sums`]).
 
 use std::fmt;
 use std::ops::{AddAssign, SubAssign};
 
 use num_bigint::BigInt;
 use num_traits::Zero;
+use serde::{Deserialize, Serialize};
 
 use crate::columns::MAX_WINDOW;
 use crate::rounding::{self, decompose};
@@ -32,10 +35,15 @@ impl fmt::Display for NotFinite {
 impl std::error::Error for NotFinite {}
 
 /// The integers that sums are made of: `i128` where bounds allow it ([`NarrowRun::fits`]), else [`BigInt`].
-pub trait Whole: Clone + Zero + for<'a> AddAssign<&'a Self> + for<'a> SubAssign<&'a Self> {
+pub trait Whole:
+    Clone + fmt::Debug + Zero + for<'a> AddAssign<&'a Self> + for<'a> SubAssign<&'a Self>
+{
     fn from_i128(n: i128) -> Self;
     fn times(&self, factor: i128) -> Self;
     fn squared(&self) -> Self;
+    fn product(&self, other: &Self) -> Self;
+    /// `self * 2^bits`.
+    fn scaled_up(&self, bits: u32) -> Self;
     fn to_big(&self) -> BigInt;
     /// See [`rounding::nearest_ratio`].
     fn nearest(num: &Self, den: &Self, exp2: i64) -> f64;
@@ -73,6 +81,14 @@ impl Whole for i128 {
         self * self
     }
 
+    fn product(&self, other: &Self) -> Self {
+        self * other
+    }
+
+    fn scaled_up(&self, bits: u32) -> Self {
+        self << bits
+    }
+
     fn to_big(&self) -> BigInt {
         (*self).into()
     }
@@ -99,6 +115,14 @@ impl Whole for BigInt {
         self * self
     }
 
+    fn product(&self, other: &Self) -> Self {
+        self * other
+    }
+
+    fn scaled_up(&self, bits: u32) -> Self {
+        self << bits
+    }
+
     fn to_big(&self) -> BigInt {
         self.clone()
     }
@@ -122,9 +146,9 @@ pub struct Grid {
 
 impl Grid {
     /// The grid of `values`; `2^0` if all are 0.
-    pub fn of(values: &[f64]) -> Result<Grid, NotFinite> {
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Result<Grid, NotFinite> {
         let (mut lowest, mut highest) = (i32::MAX, i32::MIN);
-        for (position, &value) in values.iter().enumerate() {
+        for (position, value) in values.into_iter().enumerate() {
             if !value.is_finite() {
                 return Err(NotFinite { position });
             }
@@ -153,41 +177,115 @@ impl Grid {
 }
 
 /// `2^exponent`, for the exponents of normal doubles.
-fn power_of_two(exponent: i32) -> f64 {
+pub(crate) fn power_of_two(exponent: i32) -> f64 {
     f64::from_bits(((exponent + 1023) as u64) << 52)
 }
 
-/// A run of values `(y + reference) * 2^exponent` with small integers `y`.
-#[derive(Clone, Debug)]
-pub struct NarrowRun {
-    /// Distances from the reference, in grid units.
-    pub y: Vec<i64>,
-    /// About half way between the least and the greatest value, which keeps `y` small.
-    pub reference: i64,
-    pub exponent: i32,
-    /// Greatest `|y|`.
+/// Significant bits of `n`.
+pub(crate) fn bit_length(n: u64) -> u32 {
+    u64::BITS - n.leading_zeros()
+}
+
+/// Values as small integers: `value = (y + reference) * 2^exponent`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Axis {
+    /// About half way between the least and the greatest value, or one of them: it keeps `y` small.
+    reference: i64,
+    exponent: i32,
+    /// Bound on `|y|`.
     reach: u64,
 }
 
-impl NarrowRun {
+impl Axis {
     /// Exponents of grids on which scaling, and all double arithmetic of this crate, stays among normal doubles.
     const EXPONENTS: std::ops::RangeInclusive<i32> = -300..=300;
-    /// Bits that grid integers may have: sums and differences of two stay within 64 bits.
+    /// Bits that grid integers may have. (Those of values that were there before a grid became finer may have one
+    /// more: their `y` and the reference have that many.) Differences of two stay within 64 bits.
     const BITS: u32 = 61;
 
-    /// `None` if the values are too far apart, too large or too small for it.
-    pub fn new(values: &[f64], grid: Grid) -> Option<NarrowRun> {
+    /// The axis of `values`, all on `grid`. `None` if they are too far apart, too large or too small for it.
+    pub fn of(values: impl IntoIterator<Item = f64>, grid: Grid) -> Option<Axis> {
         if !Self::EXPONENTS.contains(&grid.exponent) || grid.bits > Self::BITS {
             return None;
         }
         let scale = power_of_two(-grid.exponent);
-        let mut y: Vec<i64> = values.iter().map(|&value| (value * scale) as i64).collect();
-        let low = y.iter().copied().min().unwrap_or(0);
-        let high = y.iter().copied().max().unwrap_or(0);
+        let (mut low, mut high) = (i64::MAX, i64::MIN);
+        for value in values {
+            let whole = (value * scale) as i64;
+            (low, high) = (low.min(whole), high.max(whole));
+        }
+        if low > high {
+            (low, high) = (0, 0);
+        }
         let reference = low + (high - low) / 2;
-        y.iter_mut().for_each(|k| *k -= reference);
         let reach = (high - reference).unsigned_abs().max((low - reference).unsigned_abs());
-        Some(NarrowRun { y, reference, exponent: grid.exponent, reach })
+        Some(Axis { reference, exponent: grid.exponent, reach })
+    }
+
+    /// The axis of one finite value.
+    pub fn at(value: f64) -> Option<Axis> {
+        Axis::of([value], Grid::of([value]).ok()?)
+    }
+
+    pub fn exponent(&self) -> i32 {
+        self.exponent
+    }
+
+    pub fn reference(&self) -> i64 {
+        self.reference
+    }
+
+    /// Bound on `|y|`.
+    pub fn reach(&self) -> u64 {
+        self.reach
+    }
+
+    /// `2^exponent`: multiplies grid integers into values, exactly.
+    pub fn scale(&self) -> f64 {
+        power_of_two(self.exponent)
+    }
+
+    /// `2^-exponent`: multiplies values into grid integers, exactly.
+    pub fn inverse_scale(&self) -> f64 {
+        power_of_two(-self.exponent)
+    }
+
+    /// The grid integer `y + reference` of `value`, one of the axis's.
+    #[inline(always)]
+    pub fn whole(&self, value: f64) -> i64 {
+        (value * self.inverse_scale()) as i64
+    }
+
+    /// The `y` of `value`, one of the axis's.
+    #[inline(always)]
+    pub fn y(&self, value: f64) -> i64 {
+        self.whole(value) - self.reference
+    }
+
+    /// The axis extended to hold the finite `value`, too, and the bits by which its grid is finer: every `y` so far
+    /// is `2^bits` times as many units. `None` if there is none.
+    pub fn extended(&self, value: f64) -> Option<(Axis, u32)> {
+        let scaled = value * self.inverse_scale();
+        let whole = scaled as i64;
+        if whole as f64 == scaled && bit_length(whole.unsigned_abs()) <= Self::BITS {
+            let reach = self.reach.max((whole - self.reference).unsigned_abs());
+            return Some((Axis { reach, ..*self }, 0));
+        }
+        let grid = Grid::of([value]).ok()?;
+        let bits = u32::try_from(self.exponent - grid.exponent).ok().filter(|&bits| bits > 0)?;
+        let room = |magnitude: u64| bit_length(magnitude) + bits <= Self::BITS;
+        let finer_fits = Self::EXPONENTS.contains(&grid.exponent)
+            && room(self.reference.unsigned_abs())
+            && room(self.reach);
+        finer_fits.then(|| {
+            let finer = Axis {
+                reference: self.reference << bits,
+                exponent: grid.exponent,
+                reach: self.reach << bits,
+            };
+            let reach = finer.reach.max(finer.y(value).unsigned_abs());
+            (Axis { reach, ..finer }, bits)
+        })
     }
 
     /// Whether all sums and numerators over `window` values fit their types.
@@ -202,7 +300,7 @@ impl NarrowRun {
     /// | Σu²y, as Σu² <= W³/3 | W³·Y/3 | 2^88.1 |
     /// | 3Σu²y - (W²-1)Σy | 2·W³·Y | 2^90.6 |
     /// | numerators of a, b, slope: 15·W·that + 6·W²·Σuy | 33·W⁴·Y | 2^108 |
-    /// | numerators of c, ŷ: 2(W+1)(W+2)(Σy - W·y + W·k), \|k\| < 2^61 | 2^28·2^75 | 2^103 |
+    /// | numerators of c, ŷ: 2(W+1)(W+2)(Σy - W·y + W·k), \|k\| < 2^62 | 2^28·2^76 | 2^104 |
     /// | their denominators, W(W²-1)(W²-4) | W⁵ | 2^67 |
     ///
     /// so that i128 never overflows, [`rounding::nearest_quotient`] may divide, and all but the second line
@@ -210,20 +308,20 @@ impl NarrowRun {
     pub fn fits(&self, window: usize) -> bool {
         window <= MAX_WINDOW && self.reach.checked_mul(window as u64).is_some_and(|r| r < 1 << 63)
     }
+}
 
-    /// `2^exponent`: multiplies grid integers into values, exactly.
-    pub fn scale(&self) -> f64 {
-        power_of_two(self.exponent)
-    }
+/// A run of values as the small integers of an axis.
+#[derive(Clone, Debug)]
+pub struct NarrowRun {
+    pub y: Vec<i64>,
+    pub axis: Axis,
+}
 
-    /// `2^-exponent`: multiplies values into grid integers, exactly.
-    pub fn inverse_scale(&self) -> f64 {
-        power_of_two(-self.exponent)
-    }
-
-    /// The grid integer of `value`, one of the run's.
-    pub fn whole(&self, value: f64) -> i128 {
-        (value * self.inverse_scale()) as i128
+impl NarrowRun {
+    /// `None` if the values are too far apart, too large or too small for it.
+    pub fn new(values: &[f64], grid: Grid) -> Option<NarrowRun> {
+        let axis = Axis::of(values.iter().copied(), grid)?;
+        Some(NarrowRun { y: values.iter().map(|&value| axis.y(value)).collect(), axis })
     }
 }
 

@@ -4,7 +4,7 @@
 //! integers, metrics estimated for the whole block at once (the loops over a block have no branches, so they
 //! become vector instructions), the few undecided ones settled in integers, and the block written out by rows.
 //! The cost per row does not depend on the window. Windows whose sums could outgrow machine integers, see
-//! [`NarrowRun::fits`], slide big integers; their results are the same bits, later.
+//! [`Axis::fits`](crate::fixed::Axis::fits), slide big integers; their results are the same bits, later.
 
 use std::ops::Range;
 
@@ -71,9 +71,9 @@ impl<'a> FrameRows<'a> {
         columns: &[Column],
         arithmetic: Arithmetic,
     ) -> Result<Self, NotFinite> {
-        let grid = Grid::of(values)?;
+        let grid = Grid::of(values.iter().copied())?;
         let narrow = NarrowRun::new(values, grid).filter(|_| arithmetic != Arithmetic::Wide);
-        let fused = arithmetic == Arithmetic::Best && has_fused();
+        let fused = arithmetic == Arithmetic::Best && Fused::is_available();
         let mut run = Run { values, narrow, wide: None, fused };
         let mut rate_index = Vec::new();
         let mut groups: Vec<Group> = Vec::new();
@@ -149,7 +149,7 @@ impl Run<'_> {
     /// The kernel for a window; remembers the form of the values that it needs.
     fn kernel(&mut self, family: Family, window: usize, grid: Grid) -> Box<dyn Kernel> {
         match &self.narrow {
-            Some(run) if run.fits(window) => match family {
+            Some(run) if run.axis.fits(window) => match family {
                 Family::Bqx => Box::new(NarrowWindow::new(window, run)),
                 Family::Reg => Box::new(NarrowQuadratic::new(window, run)),
             },
@@ -253,7 +253,7 @@ trait Lanes {
     fn estimate_best(&self, fused: bool, constants: &Self::Constants, block: &mut Block) {
         if fused {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `fused` is what `has_fused` found out, which asks the processor for both features.
+            // SAFETY: `fused` is what [`Fused::is_available`] found out, which asks the processor for both features.
             unsafe {
                 return estimate_fused(self, constants, block);
             }
@@ -262,14 +262,6 @@ trait Lanes {
         }
         self.estimate::<Split>(constants, block)
     }
-}
-
-/// Whether the processor has fused multiply-add (and 256-bit vectors where that is a question).
-fn has_fused() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2");
-    #[cfg(not(target_arch = "x86_64"))]
-    return cfg!(target_arch = "aarch64");
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -384,7 +376,7 @@ impl NarrowWindow {
             window,
             sums: WindowSums::default(),
             extrema: SlidingExtrema::new(window),
-            constants: WindowConstants::new(window, run.scale(), run.inverse_scale()),
+            constants: WindowConstants::new(window, run.axis.scale(), run.axis.inverse_scale()),
             moments: Box::new([WindowMoments::default(); BLOCK]),
             lanes: Box::new(WindowLanes {
                 excess: DoubleLane::ZERO,
@@ -400,12 +392,12 @@ impl NarrowWindow {
     fn frame(&self, run: &NarrowRun, row: usize) -> WindowFrame<i128> {
         WindowFrame {
             len: self.window,
-            exponent: run.exponent,
+            exponent: run.axis.exponent(),
             moments: self.moments[row],
-            now: run.whole(self.lanes.now[row]),
-            oldest: run.whole(self.lanes.oldest[row]),
-            max: run.whole(self.lanes.max[row]),
-            min: run.whole(self.lanes.min[row]),
+            now: run.axis.whole(self.lanes.now[row]).into(),
+            oldest: run.axis.whole(self.lanes.oldest[row]).into(),
+            max: run.axis.whole(self.lanes.max[row]).into(),
+            min: run.axis.whole(self.lanes.min[row]).into(),
         }
     }
 }
@@ -502,7 +494,7 @@ impl NarrowQuadratic {
         NarrowQuadratic {
             window,
             sums: QuadraticSums::default(),
-            constants: QuadraticConstants::new(window, run.scale(), run.inverse_scale()),
+            constants: QuadraticConstants::new(window, run.axis.scale(), run.axis.inverse_scale()),
             moments: Box::new([QuadraticMoments::default(); BLOCK]),
             lanes: Box::new(QuadraticLanes {
                 excess: DoubleLane::ZERO,
@@ -518,16 +510,16 @@ impl NarrowQuadratic {
 
     fn metric(&self, run: &NarrowRun, row: usize, metric: RegMetric) -> f64 {
         if metric == RegMetric::Endpoint {
-            return window::relative_change(
-                &run.whole(self.lanes.oldest[row]),
-                &run.whole(self.lanes.now[row]),
+            return window::relative_change::<i128>(
+                &run.axis.whole(self.lanes.oldest[row]).into(),
+                &run.axis.whole(self.lanes.now[row]).into(),
             );
         }
         let frame = QuadraticFrame {
             len: self.window,
-            exponent: run.exponent,
+            exponent: run.axis.exponent(),
             moments: self.moments[row],
-            newest: run.whole(self.lanes.newest[row]),
+            newest: run.axis.whole(self.lanes.newest[row]).into(),
         };
         frame.metric(metric)
     }

@@ -10,6 +10,8 @@
 //! | [`window`] | backward-window metrics (BQX) |
 //! | [`quadratic`] | rolling quadratic regression (REG) |
 //! | [`frame_rows`] | all columns of a family, row by row, for a run of bars |
+//! | [`moving_sums`] | exact sums of a frame that is not known beforehand |
+//! | [`window_aggregate`], [`quadratic_aggregate`] | the same metrics as states that values are added to and taken from |
 //! | [`calendar`] | UTC months |
 //! | [`bar_file`] | vendors' one-minute bar files |
 //! | [`market`] | the simulated market |
@@ -25,6 +27,10 @@ pub mod extrema;
 pub mod fixed;
 pub mod frame_rows;
 pub mod market;
+pub mod moving_sums;
+mod per_length;
 pub mod quadratic;
+pub mod quadratic_aggregate;
 pub mod rounding;
 pub mod window;
+pub mod window_aggregate;

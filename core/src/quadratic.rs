@@ -20,9 +20,12 @@
 //! Each is one exact quotient, rounded once (see [`crate::rounding`]). As in [`crate::window`], sums, exact
 //! finalisation and fast finalisation are apart: [`QuadraticSums`], [`QuadraticFrame`], [`estimate`].
 
+use num_bigint::BigInt;
+
 use crate::columns::RegMetric;
-use crate::fixed::Whole;
-use crate::rounding::{DoubleDouble, Products, decide, two_sum};
+use crate::fixed::{Whole, bit_length};
+use crate::moving_sums::{Sums, SumsShape};
+use crate::rounding::{DoubleDouble, Fused, Products, Split, decide, two_sum};
 
 /// A fitted parabola `a·x² + b·x + c`, x = 0 for the oldest value. All but `r2` have the values' unit (per step and
 /// per step² for the slopes and `a`). Overflow gives ±∞.
@@ -49,6 +52,12 @@ impl QuadraticFit {
     pub fn to_array(self) -> [f64; 8] {
         let QuadraticFit { a, b, c, r2, rmse, yhat_end, resid_end, slope_end } = self;
         [a, b, c, r2, rmse, yhat_end, resid_end, slope_end]
+    }
+
+    /// Inverse of [`to_array`](Self::to_array).
+    #[inline(always)]
+    pub fn from_array([a, b, c, r2, rmse, yhat_end, resid_end, slope_end]: [f64; 8]) -> Self {
+        QuadraticFit { a, b, c, r2, rmse, yhat_end, resid_end, slope_end }
     }
 }
 
@@ -126,6 +135,17 @@ impl<I: Whole> QuadraticSums<I> {
         self.squares -= &oldest.squared();
     }
 
+    /// The same sums in big integers.
+    pub fn to_big(&self) -> QuadraticSums<BigInt> {
+        QuadraticSums {
+            len: self.len,
+            s0: self.s0.to_big(),
+            s1: self.s1.to_big(),
+            s2: self.s2.to_big(),
+            squares: self.squares.to_big(),
+        }
+    }
+
     /// What the fit is made of, with the newest value `y`.
     #[inline(always)]
     pub fn moments(&self, y: &I) -> QuadraticMoments<I> {
@@ -136,6 +156,53 @@ impl<I: Whole> QuadraticSums<I> {
             curvature: self.s2.times(3).minus(&self.s0.times(len * len - 1)),
             spread: self.squares.times(len).minus(&self.s0.squared()),
         }
+    }
+}
+
+impl<I: Whole> Sums<I> for QuadraticSums<I> {
+    fn count(&self) -> usize {
+        self.len
+    }
+
+    fn push(&mut self, y: &I) {
+        self.push(y);
+    }
+
+    fn drop_oldest(&mut self, y: &I) {
+        self.drop_oldest(y);
+    }
+
+    fn refine(&mut self, bits: u32) {
+        self.s0 = self.s0.scaled_up(bits);
+        self.s1 = self.s1.scaled_up(bits);
+        self.s2 = self.s2.scaled_up(bits);
+        self.squares = self.squares.scaled_up(2 * bits);
+    }
+
+    fn move_reference(&mut self, by: &I) {
+        let len = self.len as i128;
+        // Σ u = 0 and Σ u² = W(W² - 1) / 3; Σ (y + d)² = Σ y² + d·(2·Σ y + W·d).
+        self.s2 += &by.times(len * (len * len - 1) / 3);
+        self.squares += &self.s0.times(2).plus(&by.times(len)).product(by);
+        self.s0 += &by.times(len);
+    }
+}
+
+/// [`QuadraticSums`] for [`MovingSums`](crate::moving_sums::MovingSums).
+#[derive(Clone, Debug)]
+pub struct QuadraticShape;
+
+impl SumsShape for QuadraticShape {
+    type Sums<I: Whole> = QuadraticSums<I>;
+
+    /// Σ u²·y, with what [`QuadraticSums::push`] adds on the way, stays below 2·W³·Y, and Σ y² below W·Y².
+    fn holds(len: usize, reach: u64) -> bool {
+        let (len, reach) = (bit_length(len as u64), bit_length(reach));
+        3 * len + reach <= 125 && len + 2 * reach <= 126
+    }
+
+    fn widened(sums: &QuadraticSums<i128>) -> QuadraticSums<BigInt> {
+        sums.to_big()
     }
 }
 
@@ -231,7 +298,7 @@ impl<I: Whole> QuadraticFrame<I> {
     }
 
     /// E and F of the module's table.
-    fn explained_and_total(&self) -> (num_bigint::BigInt, num_bigint::BigInt) {
+    fn explained_and_total(&self) -> (BigInt, BigInt) {
         let Factors { q0, q1, .. } = Factors::new(self.len);
         let [linear, curvature] =
             [&self.moments.linear, &self.moments.curvature].map(|s| s.to_big().squared());
@@ -275,7 +342,7 @@ impl Factors {
 // Fast fit
 // ---------------------------------------------------------------------------------------------------------
 
-/// What [`estimate`] needs to know of a window length and a [`NarrowRun`](crate::fixed::NarrowRun).
+/// What [`estimate`] needs to know of a window length and an [`Axis`](crate::fixed::Axis).
 #[derive(Clone, Copy, Debug)]
 pub struct QuadraticConstants {
     /// 1 / W and 1 / W².
@@ -296,7 +363,7 @@ pub struct QuadraticConstants {
 }
 
 impl QuadraticConstants {
-    /// `len` from 3; the scales are those of the run.
+    /// `len` from 3; the scales are those of the axis.
     pub fn new(len: usize, scale: f64, inverse_scale: f64) -> QuadraticConstants {
         let Factors { len, q0, q1 } = Factors::new(len);
         let ratio = DoubleDouble::from_quotient;
@@ -369,4 +436,23 @@ pub fn estimate<P: Products>(constants: &QuadraticConstants, frame: &QuadraticIn
         resid_end: decide(rise_to_end.negated(), levels) * scale,
         slope_end: decide(middle_slope.plus(half_turn), slopes) * scale,
     }
+}
+
+/// [`estimate`] with the products that the processor does best.
+#[inline]
+pub fn estimate_best(constants: &QuadraticConstants, frame: &QuadraticInputs) -> QuadraticFit {
+    if Fused::is_available() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: [`Fused::is_available`] asks the processor for both features.
+        return unsafe { estimate_fused(constants, frame) };
+        #[cfg(target_arch = "aarch64")]
+        return estimate::<Fused>(constants, frame);
+    }
+    estimate::<Split>(constants, frame)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn estimate_fused(constants: &QuadraticConstants, frame: &QuadraticInputs) -> QuadraticFit {
+    estimate::<Fused>(constants, frame)
 }

@@ -196,6 +196,16 @@ impl Products for Fused {
     }
 }
 
+impl Fused {
+    /// Whether the processor has fused multiply-add (and 256-bit vectors where that is a question).
+    pub fn is_available() -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2");
+        #[cfg(not(target_arch = "x86_64"))]
+        return cfg!(target_arch = "aarch64");
+    }
+}
+
 /// Products by splitting the factors into halves (Dekker, Veltkamp): for all processors.
 pub struct Split;
 

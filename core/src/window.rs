@@ -16,9 +16,12 @@
 //! them into metrics exactly; [`estimate`] does it fast, with NaN for what it leaves to the exact layer.
 //! How results are rounded: [`crate::rounding`].
 
+use num_bigint::BigInt;
+
 use crate::columns::{AggMetric, WindowMetric};
-use crate::fixed::Whole;
-use crate::rounding::{DoubleDouble, Products, decide, two_sum};
+use crate::fixed::{Whole, bit_length};
+use crate::moving_sums::{Sums, SumsShape};
+use crate::rounding::{DoubleDouble, Fused, Products, Split, decide, two_sum};
 
 /// The metrics of a backward window. The discriminants index [`WindowMetrics::to_array`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +97,12 @@ impl WindowMetrics {
         let WindowMetrics { bqx_return, max, min, avg, stdev, endpoint, range, volatility } = self;
         [bqx_return, max, min, avg, stdev, endpoint, range, volatility]
     }
+
+    /// Inverse of [`to_array`](Self::to_array).
+    #[inline(always)]
+    pub fn from_array([bqx_return, max, min, avg, stdev, endpoint, range, volatility]: [f64; 8]) -> Self {
+        WindowMetrics { bqx_return, max, min, avg, stdev, endpoint, range, volatility }
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -146,6 +155,11 @@ impl<I: Whole> WindowSums<I> {
         self.squares -= &oldest.squared();
     }
 
+    /// The same sums in big integers.
+    pub fn to_big(&self) -> WindowSums<BigInt> {
+        WindowSums { len: self.len, sum: self.sum.to_big(), squares: self.squares.to_big() }
+    }
+
     /// What the metrics are made of, with the current value `y`.
     #[inline(always)]
     pub fn moments(&self, y: &I) -> WindowMoments<I> {
@@ -154,6 +168,49 @@ impl<I: Whole> WindowSums<I> {
             excess: self.sum.clone().minus(&y.times(len)),
             spread: self.squares.times(len).minus(&self.sum.squared()),
         }
+    }
+}
+
+impl<I: Whole> Sums<I> for WindowSums<I> {
+    fn count(&self) -> usize {
+        self.len
+    }
+
+    fn push(&mut self, y: &I) {
+        self.push(y);
+    }
+
+    fn drop_oldest(&mut self, y: &I) {
+        self.drop_oldest(y);
+    }
+
+    fn refine(&mut self, bits: u32) {
+        self.sum = self.sum.scaled_up(bits);
+        self.squares = self.squares.scaled_up(2 * bits);
+    }
+
+    fn move_reference(&mut self, by: &I) {
+        let len = self.len as i128;
+        // Σ (y + d)² = Σ y² + d·(2·Σ y + W·d)
+        self.squares += &self.sum.times(2).plus(&by.times(len)).product(by);
+        self.sum += &by.times(len);
+    }
+}
+
+/// [`WindowSums`] for [`MovingSums`](crate::moving_sums::MovingSums).
+#[derive(Clone, Debug)]
+pub struct WindowShape;
+
+impl SumsShape for WindowShape {
+    type Sums<I: Whole> = WindowSums<I>;
+
+    /// W·Y² < 2^126 bounds both sums.
+    fn holds(len: usize, reach: u64) -> bool {
+        bit_length(len as u64) + 2 * bit_length(reach) <= 126
+    }
+
+    fn widened(sums: &WindowSums<i128>) -> WindowSums<BigInt> {
+        sums.to_big()
     }
 }
 
@@ -232,7 +289,7 @@ fn volatility(stdev: f64, now: f64) -> f64 {
 // Fast metrics
 // ---------------------------------------------------------------------------------------------------------
 
-/// What [`estimate`] needs to know of a window length and a [`NarrowRun`](crate::fixed::NarrowRun).
+/// What [`estimate`] needs to know of a window length and an [`Axis`](crate::fixed::Axis).
 #[derive(Clone, Copy, Debug)]
 pub struct WindowConstants {
     /// 1 / W and 1 / (W(W - 1)).
@@ -243,7 +300,7 @@ pub struct WindowConstants {
 }
 
 impl WindowConstants {
-    /// `len` from 2; the scales are those of the run.
+    /// `len` from 2; the scales are those of the axis.
     pub fn new(len: usize, scale: f64, inverse_scale: f64) -> WindowConstants {
         let len = len as i128;
         WindowConstants {
@@ -291,6 +348,25 @@ pub fn estimate<P: Products>(constants: &WindowConstants, frame: &WindowInputs) 
         range: quotient(difference(frame.max, frame.min)),
         volatility: volatility(stdev, frame.now),
     }
+}
+
+/// [`estimate`] with the products that the processor does best.
+#[inline]
+pub fn estimate_best(constants: &WindowConstants, frame: &WindowInputs) -> WindowMetrics {
+    if Fused::is_available() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: [`Fused::is_available`] asks the processor for both features.
+        return unsafe { estimate_fused(constants, frame) };
+        #[cfg(target_arch = "aarch64")]
+        return estimate::<Fused>(constants, frame);
+    }
+    estimate::<Split>(constants, frame)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn estimate_fused(constants: &WindowConstants, frame: &WindowInputs) -> WindowMetrics {
+    estimate::<Fused>(constants, frame)
 }
 
 /// [`relative_change`] of two values of a run, or NaN where the estimate cannot tell.

@@ -3,7 +3,7 @@
 mod math_support;
 
 use bqx_core::columns::{AGG_WINDOW, AggMetric, Column, Family, RegMetric, WindowMetric, columns};
-use bqx_core::fixed::{Grid, NarrowRun};
+use bqx_core::fixed::{Axis, Grid};
 use bqx_core::frame_rows::{Arithmetic, FrameRows, NotFinite};
 use math_support::{Random, Series};
 use proptest::prelude::*;
@@ -48,7 +48,8 @@ fn same(a: &[f64], b: &[f64], columns: &[Column]) -> Result<(), TestCaseError> {
 #[test]
 fn ordinary_indexes_are_narrow() {
     let narrow = |values: &[f64], window| {
-        NarrowRun::new(values, Grid::of(values).unwrap()).is_some_and(|run| run.fits(window))
+        Axis::of(values.iter().copied(), Grid::of(values.iter().copied()).unwrap())
+            .is_some_and(|axis| axis.fits(window))
     };
     for series in [Series::Ordinary, Series::Near60, Series::Near140, Series::FiftyToTwoHundred] {
         assert!(narrow(&series.values(1, 40_000), 630), "{series:?}");
@@ -95,8 +96,9 @@ fn arithmetics_agree_at_the_edge_of_narrow() {
             (0..len).map(|i| if i < window / 2 { -(reach as f64) } else { reach as f64 }).collect();
         split[len - 1] = 1.0;
         for values in [mixed, split] {
-            let run = NarrowRun::new(&values, Grid::of(&values).unwrap()).expect("narrow");
-            assert!(run.fits(window) && !run.fits(window * 2), "W = {window}");
+            let grid = Grid::of(values.iter().copied()).unwrap();
+            let axis = Axis::of(values.iter().copied(), grid).expect("narrow");
+            assert!(axis.fits(window) && !axis.fits(window * 2), "W = {window}");
             let columns = both(&[window]);
             let columns: Vec<Column> = columns.into_iter().filter(|c| !matches!(c, Column::Agg(_))).collect();
             let best = all_rows(&values, &columns, Arithmetic::Best);

@@ -119,7 +119,7 @@ proptest! {
     #[test]
     fn grids_hold_every_value_exactly(series in prop::sample::select(&Series::ALL[..]), seed: u64) {
         let values = series.values(seed, 50);
-        let grid = Grid::of(&values).unwrap();
+        let grid = Grid::of(values.iter().copied()).unwrap();
         let unit = power_of_two(grid.exponent.into());
         let wide = WideRun::new(&values, grid);
         for (y, &value) in wide.y.iter().zip(&values) {
@@ -130,8 +130,8 @@ proptest! {
         prop_assert!(odd || wide.y.iter().all(Zero::is_zero), "no finer than needed");
         if let Some(narrow) = NarrowRun::new(&values, grid) {
             for (&y, &value) in narrow.y.iter().zip(&values) {
-                prop_assert_eq!(integer(y as i128 + narrow.reference as i128) * &unit, exact(value));
-                prop_assert_eq!(BigInt::from(narrow.whole(value)), grid.whole(value));
+                prop_assert_eq!(integer(y as i128 + narrow.axis.reference() as i128) * &unit, exact(value));
+                prop_assert_eq!(BigInt::from(narrow.axis.whole(value)), grid.whole(value));
             }
         }
     }
@@ -139,9 +139,9 @@ proptest! {
 
 #[test]
 fn grids_want_finite_values() {
-    assert_eq!(Grid::of(&[1.0, f64::NAN]), Err(NotFinite { position: 1 }));
-    assert_eq!(Grid::of(&[]), Ok(Grid { exponent: 0, bits: 0 }));
-    assert_eq!(Grid::of(&[0.0, -0.0]), Ok(Grid { exponent: 0, bits: 0 }));
-    assert_eq!(Grid::of(&[0.0, 6.0]), Ok(Grid { exponent: 1, bits: 2 }));
+    assert_eq!(Grid::of([1.0, f64::NAN]), Err(NotFinite { position: 1 }));
+    assert_eq!(Grid::of([]), Ok(Grid { exponent: 0, bits: 0 }));
+    assert_eq!(Grid::of([0.0, -0.0]), Ok(Grid { exponent: 0, bits: 0 }));
+    assert_eq!(Grid::of([0.0, 6.0]), Ok(Grid { exponent: 1, bits: 2 }));
     assert_eq!(NotFinite { position: 3 }.to_string(), "value 3 is not a finite number");
 }

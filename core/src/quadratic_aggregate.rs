@@ -1,0 +1,146 @@
+//! The quadratic fit on x = 0 … n-1 as an aggregate: values come one by one.
+
+use std::collections::VecDeque;
+
+use crate::columns::RegMetric;
+use crate::extrema::give_back;
+use crate::fixed::{Grid, Whole};
+use crate::moving_sums::{Form, MovingSums};
+use crate::per_length::PerLength;
+use crate::quadratic::{
+    self, QuadraticConstants, QuadraticFit, QuadraticFrame, QuadraticInputs, QuadraticShape, QuadraticSums,
+};
+use crate::rounding::DoubleDouble;
+
+/// The state of the aggregate.
+///
+/// A [growing](QuadraticAggregate::growing) one takes constant memory; a [moving](QuadraticAggregate::moving) one,
+/// whose oldest values can be taken out, keeps the frame's.
+#[derive(Clone, Debug)]
+pub struct QuadraticAggregate {
+    /// The frame's values, oldest first, if they are kept.
+    values: Option<VecDeque<f64>>,
+    /// The value added last, in a frame that is not empty.
+    newest: f64,
+    not_finite: usize,
+    /// Over all values, [`stand_in`]s where they are not finite.
+    sums: MovingSums<QuadraticShape>,
+    constants: PerLength<QuadraticConstants>,
+}
+
+/// What sums hold for a value: where it is not finite, a place must be held in the sequence. Frames with such a value
+/// have no fit, so that any finite number will do.
+fn stand_in(value: f64) -> f64 {
+    if value.is_finite() { value } else { 0.0 }
+}
+
+impl QuadraticAggregate {
+    /// For frames that only grow.
+    pub fn growing() -> QuadraticAggregate {
+        QuadraticAggregate::new(None)
+    }
+
+    /// For frames whose oldest values leave.
+    pub fn moving() -> QuadraticAggregate {
+        QuadraticAggregate::new(Some(VecDeque::new()))
+    }
+
+    fn new(values: Option<VecDeque<f64>>) -> QuadraticAggregate {
+        QuadraticAggregate {
+            values,
+            newest: f64::NAN,
+            not_finite: 0,
+            sums: MovingSums::default(),
+            constants: PerLength::default(),
+        }
+    }
+
+    /// Number of values: NaN and infinities count.
+    pub fn len(&self) -> usize {
+        self.sums.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds the newest value.
+    pub fn push(&mut self, value: f64) {
+        let value = value + 0.0; // -0 becomes +0
+        self.newest = value;
+        self.not_finite += usize::from(!value.is_finite());
+        self.sums.push(stand_in(value));
+        if let Some(values) = &mut self.values {
+            values.push_back(value);
+            if self.sums.is_due() {
+                self.sums.rebuild(values.iter().copied().map(stand_in), None);
+            }
+        }
+    }
+
+    /// Takes out the oldest value, which must be `value`. False if it is not, or if values are not kept: the state is
+    /// then as it was.
+    pub fn drop_oldest(&mut self, value: f64) -> bool {
+        let Some(values) = &mut self.values else { return false };
+        match values.front() {
+            Some(&oldest) if oldest.to_bits() == (value + 0.0).to_bits() => {
+                values.pop_front();
+                give_back(values);
+                self.not_finite -= usize::from(!oldest.is_finite());
+                self.sums.drop_oldest(stand_in(oldest));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The fit; `None` for fewer than three values, or if one is not finite. Overflow gives ±∞.
+    pub fn fit(&mut self) -> Option<QuadraticFit> {
+        let len = self.len();
+        if len < 3 || self.not_finite > 0 {
+            return None;
+        }
+        let newest = self.newest;
+        Some(match self.sums.form() {
+            Form::Narrow { axis, sums } if axis.fits(len) => {
+                let frame = frame(sums, &axis.y(newest).into(), axis.whole(newest).into(), axis.exponent());
+                let make = || QuadraticConstants::new(len, axis.scale(), axis.inverse_scale());
+                match self.constants.get(len, axis.exponent(), make) {
+                    Some(constants) => estimated(&frame, constants, newest),
+                    None => frame.fit(),
+                }
+            }
+            Form::Narrow { axis, sums } => {
+                let newest_y = axis.y(newest).into();
+                frame(&sums.to_big(), &newest_y, axis.whole(newest).into(), axis.exponent()).fit()
+            }
+            Form::Wide { exponent, sums } => {
+                let newest = Grid { exponent: *exponent, bits: 0 }.whole(newest);
+                frame(sums, &newest, newest.clone(), *exponent).fit()
+            }
+        })
+    }
+}
+
+/// The frame in integers: `newest_y` is the newest value as the sums count it, `newest` counts from 0.
+fn frame<I: Whole>(sums: &QuadraticSums<I>, newest_y: &I, newest: I, exponent: i32) -> QuadraticFrame<I> {
+    QuadraticFrame { len: sums.len(), exponent, moments: sums.moments(newest_y), newest }
+}
+
+fn estimated(frame: &QuadraticFrame<i128>, constants: &QuadraticConstants, newest: f64) -> QuadraticFit {
+    let moments = &frame.moments;
+    let inputs = QuadraticInputs {
+        excess: DoubleDouble::from_integer(moments.excess),
+        linear: DoubleDouble::from_integer(moments.linear),
+        curvature: DoubleDouble::from_integer(moments.curvature),
+        spread: DoubleDouble::from_large(moments.spread),
+        newest,
+    };
+    let mut fit = quadratic::estimate_best(constants, &inputs).to_array();
+    for (value, &metric) in fit.iter_mut().zip(RegMetric::ALL) {
+        if value.is_nan() {
+            *value = frame.metric(metric);
+        }
+    }
+    QuadraticFit::from_array(fit)
+}

@@ -1,0 +1,255 @@
+//! Backward-window metrics as an aggregate: values come one by one, the last one is the current value, those before
+//! it are the past.
+
+use std::collections::VecDeque;
+
+use crate::extrema::{MovingMaximum, give_back};
+use crate::fixed::{Grid, Whole};
+use crate::moving_sums::{Form, MovingSums};
+use crate::per_length::PerLength;
+use crate::rounding::DoubleDouble;
+use crate::window::{
+    self, Metric, WindowConstants, WindowFrame, WindowInputs, WindowMetrics, WindowShape, WindowSums,
+};
+
+/// The state of the aggregate.
+///
+/// A [growing](WindowAggregate::growing) one takes constant memory; a [moving](WindowAggregate::moving) one, whose
+/// oldest values can be taken out, keeps the frame's.
+#[derive(Clone, Debug)]
+pub struct WindowAggregate {
+    /// The last value given; `None` for NULL, or before the first.
+    current: Option<f64>,
+    past: Past,
+    /// Values of the past, and those among them that are NaN or infinite.
+    len: usize,
+    not_finite: usize,
+    /// Over the finite values of the past.
+    sums: MovingSums<WindowShape>,
+    constants: PerLength<WindowConstants>,
+}
+
+/// What is known of the past besides its sums.
+#[derive(Clone, Debug)]
+enum Past {
+    Growing { oldest: f64, max: f64, min: f64 },
+    Moving(Box<MovingPast>),
+}
+
+#[derive(Clone, Debug, Default)]
+struct MovingPast {
+    values: VecDeque<f64>,
+    /// Of the finite values, and of their negatives.
+    max: MovingMaximum<f64>,
+    min_negated: MovingMaximum<f64>,
+}
+
+impl WindowAggregate {
+    /// For frames that only grow.
+    pub fn growing() -> WindowAggregate {
+        WindowAggregate::new(Past::Growing { oldest: f64::NAN, max: f64::NEG_INFINITY, min: f64::INFINITY })
+    }
+
+    /// For frames whose oldest values leave.
+    pub fn moving() -> WindowAggregate {
+        WindowAggregate::new(Past::Moving(Box::default()))
+    }
+
+    fn new(past: Past) -> WindowAggregate {
+        WindowAggregate {
+            current: None,
+            past,
+            len: 0,
+            not_finite: 0,
+            sums: MovingSums::default(),
+            constants: PerLength::default(),
+        }
+    }
+
+    /// Values of the past: NaN and infinities count, NULLs do not.
+    pub fn past_len(&self) -> usize {
+        self.len
+    }
+
+    /// Adds the newest value, `None` for NULL: it is the current one, and the one that was joins the past.
+    pub fn push(&mut self, value: Option<f64>) {
+        if let Some(value) = self.current {
+            self.push_past(value);
+        }
+        self.current = value.map(|value| value + 0.0); // -0 becomes +0
+        if let Some(value) = self.finite_current() {
+            self.sums.admit(value);
+        }
+        self.rebuild_if_due();
+    }
+
+    fn push_past(&mut self, value: f64) {
+        self.len += 1;
+        let finite = value.is_finite();
+        if finite {
+            self.sums.push(value);
+        } else {
+            self.not_finite += 1;
+        }
+        match &mut self.past {
+            Past::Growing { oldest, max, min } => {
+                if self.len == 1 {
+                    *oldest = value;
+                }
+                if finite {
+                    (*max, *min) = (max.max(value), min.min(value));
+                }
+            }
+            Past::Moving(past) => {
+                past.values.push_back(value);
+                if finite {
+                    past.max.push(value);
+                    past.min_negated.push(-value);
+                }
+            }
+        }
+    }
+
+    /// Takes out the oldest value, which must be `value`. False if it is not, or if values of the past are not kept:
+    /// the state is then as it was.
+    pub fn drop_oldest(&mut self, value: Option<f64>) -> bool {
+        let Past::Moving(past) = &mut self.past else { return false };
+        let Some(value) = value else { return true };
+        match past.values.front() {
+            Some(&oldest) if oldest.to_bits() == (value + 0.0).to_bits() => {
+                past.values.pop_front();
+                give_back(&mut past.values);
+                self.len -= 1;
+                if oldest.is_finite() {
+                    past.max.drop_oldest();
+                    past.min_negated.drop_oldest();
+                    self.sums.drop_oldest(oldest);
+                } else {
+                    self.not_finite -= 1;
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn rebuild_if_due(&mut self) {
+        if let Past::Moving(past) = &self.past
+            && self.sums.is_due()
+        {
+            let finite = past.values.iter().copied().filter(|value| value.is_finite());
+            self.sums.rebuild(finite, self.finite_current());
+        }
+    }
+
+    fn finite_current(&self) -> Option<f64> {
+        self.current.filter(|value| value.is_finite())
+    }
+
+    /// All metrics. Undefined ones are NaN, `None` if all are: the current value is NULL, or nothing precedes it, or
+    /// a value of the frame is not finite. Overflow gives ±∞.
+    pub fn metrics(&mut self) -> Option<WindowMetrics> {
+        let now = self.finite_current().filter(|_| self.not_finite == 0 && self.len > 0)?;
+        let (oldest, max, min) = self.ends();
+        let values = Values { now, oldest, max, min };
+        match self.sums.form() {
+            Form::Narrow { axis, sums } if axis.fits(self.len) => {
+                let frame = values
+                    .frame(sums, &axis.y(now).into(), axis.exponent(), |value| axis.whole(value).into());
+                let make = || WindowConstants::new(self.len, axis.scale(), axis.inverse_scale());
+                let constants = self.constants.get(self.len, axis.exponent(), make);
+                Some(match constants.filter(|_| self.len > 1) {
+                    Some(constants) => estimated(&frame, constants, &values),
+                    None => exact(&frame),
+                })
+            }
+            Form::Narrow { axis, sums } => {
+                Some(exact(&values.frame(&sums.to_big(), &axis.y(now).into(), axis.exponent(), |value| {
+                    axis.whole(value).into()
+                })))
+            }
+            Form::Wide { exponent, sums } => {
+                let grid = Grid { exponent: *exponent, bits: 0 };
+                Some(exact(&values.frame(sums, &grid.whole(now), *exponent, |value| grid.whole(value))))
+            }
+        }
+    }
+
+    /// Oldest, greatest and least value of a past that is not empty and finite.
+    fn ends(&self) -> (f64, f64, f64) {
+        match &self.past {
+            Past::Growing { oldest, max, min } => (*oldest, *max, *min),
+            Past::Moving(past) => {
+                let known = "the past is not empty";
+                let max = past.max.get().expect(known);
+                let min = -past.min_negated.get().expect(known) + 0.0;
+                (*past.values.front().expect(known), max, min)
+            }
+        }
+    }
+}
+
+/// The values that metrics name, all finite.
+struct Values {
+    now: f64,
+    oldest: f64,
+    max: f64,
+    min: f64,
+}
+
+impl Values {
+    /// The frame in integers: `y` is the current value as the sums count it, `whole` counts from 0.
+    fn frame<I: Whole>(
+        &self,
+        sums: &WindowSums<I>,
+        y: &I,
+        exponent: i32,
+        whole: impl Fn(f64) -> I,
+    ) -> WindowFrame<I> {
+        WindowFrame {
+            len: sums.len(),
+            exponent,
+            moments: sums.moments(y),
+            now: whole(self.now),
+            oldest: whole(self.oldest),
+            max: whole(self.max),
+            min: whole(self.min),
+        }
+    }
+}
+
+fn exact<I: Whole>(frame: &WindowFrame<I>) -> WindowMetrics {
+    if frame.len > 1 {
+        return frame.metrics();
+    }
+    // One value deviates from nothing.
+    let metric = |metric| frame.metric(metric);
+    WindowMetrics {
+        bqx_return: metric(Metric::Return),
+        max: metric(Metric::Max),
+        min: metric(Metric::Min),
+        avg: metric(Metric::Avg),
+        stdev: f64::NAN,
+        endpoint: metric(Metric::Endpoint),
+        range: metric(Metric::Range),
+        volatility: f64::NAN,
+    }
+}
+
+fn estimated(frame: &WindowFrame<i128>, constants: &WindowConstants, values: &Values) -> WindowMetrics {
+    let inputs = WindowInputs {
+        excess: DoubleDouble::from_integer(frame.moments.excess),
+        spread: DoubleDouble::from_large(frame.moments.spread),
+        now: values.now,
+        oldest: values.oldest,
+        max: values.max,
+        min: values.min,
+    };
+    let mut metrics = window::estimate_best(constants, &inputs).to_array();
+    for (value, metric) in metrics.iter_mut().zip(Metric::ALL) {
+        if value.is_nan() {
+            *value = frame.metric(metric);
+        }
+    }
+    WindowMetrics::from_array(metrics)
+}

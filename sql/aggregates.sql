@@ -1,0 +1,45 @@
+-- The window aggregates. SSPACE and MSSPACE tell the planner what a state takes beside what it can see.
+CREATE AGGREGATE bqx.bqx_window_metrics(value double precision) (
+    SFUNC = bqx._window_metrics_grow,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._window_metrics_final,
+    MSFUNC = bqx._window_metrics_enter,
+    MINVFUNC = bqx._window_metrics_leave,
+    MSTYPE = internal,
+    MSSPACE = 4096,
+    MFINALFUNC = bqx._window_metrics_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.bqx_window_metrics(double precision) IS
+    'Backward-window metrics: the last row is the current value, the rows before it are the past';
+
+CREATE AGGREGATE bqx.bqx_window_metrics(value double precision, width integer) (
+    SFUNC = bqx._sized_window_metrics_grow,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._window_metrics_final,
+    MSFUNC = bqx._sized_window_metrics_enter,
+    MINVFUNC = bqx._sized_window_metrics_leave,
+    MSTYPE = internal,
+    MSSPACE = 4096,
+    MFINALFUNC = bqx._window_metrics_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.bqx_window_metrics(double precision, integer) IS
+    'Backward-window metrics, NULL unless exactly width values precede the current one';
+
+CREATE AGGREGATE bqx.quadratic_reg(y double precision) (
+    SFUNC = bqx._quadratic_reg_grow,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._quadratic_reg_final,
+    MSFUNC = bqx._quadratic_reg_enter,
+    MINVFUNC = bqx._quadratic_reg_leave,
+    MSTYPE = internal,
+    MSSPACE = 4096,
+    MFINALFUNC = bqx._quadratic_reg_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.quadratic_reg(double precision) IS
+    'Least-squares parabola through the rows in frame order, x = 0, 1, 2, ...';

@@ -1,0 +1,120 @@
+//! The window aggregates. The states and their mathematics are `bqx_core`'s; here is what PostgreSQL wants of them.
+//!
+//! Each aggregate has two kinds of state: a growing one, for plain aggregates and for frames that start where the
+//! partition starts, and a moving one, whose inverse transition takes the oldest row out. (PostgreSQL calls them
+//! "plain" and "moving-aggregate mode".) An inverse transition that cannot do its work returns NULL, which makes
+//! PostgreSQL compute the frame anew.
+
+use pgrx::callconv::{BoxRet, FcInfo};
+use pgrx::datum::Datum;
+use pgrx::memcxt::PgMemoryContexts;
+use pgrx::pgrx_sql_entity_graph::metadata::{
+    ArgumentError, ReturnsError, ReturnsRef, SqlMappingRef, SqlTranslatable, TypeOrigin,
+};
+use pgrx::prelude::*;
+use pgrx::{Internal, pg_sys};
+
+pub mod quadratic_reg;
+pub mod window_metrics;
+
+/// The state behind `state`, made by `make` and owned by the aggregate's memory context if there is none yet: when
+/// PostgreSQL resets that context, for the next group, partition or frame, the state is dropped.
+///
+/// # Safety
+/// `fcinfo` must be that of the transition function being called, and `state` its first argument, made by this
+/// function with the same `S` or NULL. (Nobody but a superuser can make an aggregate with an `internal` state, or call
+/// a function that takes one.)
+unsafe fn state_or<S>(
+    state: &mut Internal,
+    fcinfo: pg_sys::FunctionCallInfo,
+    make: impl FnOnce() -> S,
+) -> &mut S {
+    if !state.initialized() {
+        let mut context: pg_sys::MemoryContext = std::ptr::null_mut();
+        // Safety: `fcinfo` is that of a call in progress.
+        if unsafe { pg_sys::AggCheckCallContext(fcinfo, &mut context) } == 0 {
+            error!("an aggregate's transition function was called by something else");
+        }
+        // Safety: the context that PostgreSQL names is alive.
+        unsafe { PgMemoryContexts::For(context).switch_to(|_| *state = Internal::new(make())) };
+    }
+    // Safety: see above; PostgreSQL passes a state to one call at a time.
+    unsafe { state.get_mut().expect("it is initialized") }
+}
+
+/// A value of the composite type that the function being called returns.
+pub struct Composite(pg_sys::Datum);
+
+impl Composite {
+    /// `(n bigint, metrics double precision …)`: NaN and infinite metrics, or all for `None`, are NULL.
+    ///
+    /// # Safety
+    /// `fcinfo` must be that of the function being called, which returns such a type.
+    pub unsafe fn of_metrics<const M: usize>(
+        fcinfo: pg_sys::FunctionCallInfo,
+        n: usize,
+        metrics: Option<[f64; M]>,
+    ) -> Composite {
+        let mut values = [pg_sys::Datum::null(); 16];
+        let mut nulls = [true; 16];
+        const { assert!(M < 16, "room for n and the metrics") };
+        (values[0], nulls[0]) = (pg_sys::Datum::from(n as i64), false);
+        let cells = values[1..].iter_mut().zip(&mut nulls[1..]);
+        for ((value, null), metric) in cells.zip(metrics.into_iter().flatten()) {
+            (*value, *null) = (pg_sys::Datum::from(metric.to_bits()), !metric.is_finite());
+        }
+        // Safety: the descriptor has 1 + M columns of these types, which `result_desc` checks; a composite datum is
+        // the header of a formed tuple.
+        unsafe {
+            let tuple =
+                pg_sys::heap_form_tuple(result_desc(fcinfo, M), values.as_mut_ptr(), nulls.as_mut_ptr());
+            Composite(pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data))
+        }
+    }
+}
+
+/// Descriptor of the composite type that the function being called returns, which must be a bigint and `metrics`
+/// doubles. Looked up once per query and kept with the function's call information.
+///
+/// # Safety
+/// `fcinfo` must be that of a call in progress, and nothing else may use its `fn_extra`.
+unsafe fn result_desc(fcinfo: pg_sys::FunctionCallInfo, metrics: usize) -> pg_sys::TupleDesc {
+    // Safety: flinfo belongs to the call; what fn_extra points to lives in fn_mcxt, as long as flinfo does.
+    unsafe {
+        let flinfo = (*fcinfo).flinfo;
+        if (*flinfo).fn_extra.is_null() {
+            let mut desc: pg_sys::TupleDesc = std::ptr::null_mut();
+            let class = pg_sys::get_call_result_type(fcinfo, std::ptr::null_mut(), &mut desc);
+            if class != pg_sys::TypeFuncClass::TYPEFUNC_COMPOSITE {
+                error!("the function's result is not a composite type");
+            }
+            let looked_up = pgrx::PgTupleDesc::from_pg_copy(desc);
+            let types: Vec<_> = looked_up.iter().map(|attribute| attribute.atttypid).collect();
+            if types[..1] != [pg_sys::INT8OID] || types[1..] != vec![pg_sys::FLOAT8OID; metrics] {
+                error!("the function's result type is not (bigint, {metrics} x double precision)");
+            }
+            let previous = pg_sys::MemoryContextSwitchTo((*flinfo).fn_mcxt);
+            (*flinfo).fn_extra = pg_sys::CreateTupleDescCopy(desc).cast();
+            pg_sys::MemoryContextSwitchTo(previous);
+        }
+        (*flinfo).fn_extra.cast()
+    }
+}
+
+// Safety: the datum is of the function's own result type (see `Composite::of_metrics`).
+unsafe impl BoxRet for Composite {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
+        // Safety: it is returned from the function that made it.
+        unsafe { fcinfo.return_raw_datum(self.0) }
+    }
+}
+
+// Safety: functions that return it have their SQL written out.
+unsafe impl SqlTranslatable for Composite {
+    const TYPE_IDENT: &'static str = pgrx::pgrx_resolved_type!(Composite);
+    const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
+    const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> =
+        Err(ArgumentError::NotValidAsArgument("Composite"));
+    const RETURN_SQL: Result<ReturnsRef, ReturnsError> =
+        Ok(ReturnsRef::One(SqlMappingRef::literal("record")));
+}
