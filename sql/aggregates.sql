@@ -43,3 +43,21 @@ CREATE AGGREGATE bqx.quadratic_reg(y double precision) (
 );
 COMMENT ON AGGREGATE bqx.quadratic_reg(double precision) IS
     'Least-squares parabola through the rows in frame order, x = 0, 1, 2, ...';
+
+CREATE AGGREGATE bqx.quadratic_reg(y double precision, x double precision) (
+    SFUNC = bqx._quadratic_reg_xy_grow,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._quadratic_reg_xy_final,
+    COMBINEFUNC = bqx._quadratic_reg_xy_combine,
+    SERIALFUNC = bqx._quadratic_reg_xy_serialize,
+    DESERIALFUNC = bqx._quadratic_reg_xy_deserialize,
+    MSFUNC = bqx._quadratic_reg_xy_enter,
+    MINVFUNC = bqx._quadratic_reg_xy_leave,
+    MSTYPE = internal,
+    MSSPACE = 4096,
+    MFINALFUNC = bqx._quadratic_reg_xy_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.quadratic_reg(double precision, double precision) IS
+    'Least-squares parabola through points, arguments (Y, X) as in regr_slope';

@@ -1305,6 +1305,88 @@ AS 'MODULE_PATHNAME', '_quadratic_reg_leave_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/aggregates/quadratic_reg_xy.rs
+-- bqx::aggregates::quadratic_reg_xy::_quadratic_reg_xy_combine
+CREATE  FUNCTION "_quadratic_reg_xy_combine"(
+	"state" internal, /* Internal */
+	"other" internal /* Internal */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_quadratic_reg_xy_combine_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/quadratic_reg_xy.rs
+-- bqx::aggregates::quadratic_reg_xy::_quadratic_reg_xy_deserialize
+CREATE  FUNCTION "_quadratic_reg_xy_deserialize"(
+	"bytes" bytea, /* & [u8] */
+	"_unused" internal /* Internal */
+) RETURNS internal /* Internal */
+IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_quadratic_reg_xy_deserialize_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/quadratic_reg_xy.rs
+-- bqx::aggregates::quadratic_reg_xy::_quadratic_reg_xy_enter
+CREATE  FUNCTION "_quadratic_reg_xy_enter"(
+	"state" internal, /* Internal */
+	"y" double precision, /* Option < f64 > */
+	"x" double precision /* Option < f64 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_quadratic_reg_xy_enter_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/quadratic_reg_xy.rs
+-- bqx::aggregates::quadratic_reg_xy::_quadratic_reg_xy_final
+
+CREATE FUNCTION bqx._quadratic_reg_xy_final(state internal) RETURNS bqx.quadratic_fit
+LANGUAGE c IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', '_quadratic_reg_xy_final_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/quadratic_reg_xy.rs
+-- bqx::aggregates::quadratic_reg_xy::_quadratic_reg_xy_grow
+CREATE  FUNCTION "_quadratic_reg_xy_grow"(
+	"state" internal, /* Internal */
+	"y" double precision, /* Option < f64 > */
+	"x" double precision /* Option < f64 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_quadratic_reg_xy_grow_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/quadratic_reg_xy.rs
+-- bqx::aggregates::quadratic_reg_xy::_quadratic_reg_xy_leave
+CREATE  FUNCTION "_quadratic_reg_xy_leave"(
+	"state" internal, /* Internal */
+	"y" double precision, /* Option < f64 > */
+	"x" double precision /* Option < f64 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_quadratic_reg_xy_leave_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/quadratic_reg_xy.rs
+-- bqx::aggregates::quadratic_reg_xy::_quadratic_reg_xy_serialize
+CREATE  FUNCTION "_quadratic_reg_xy_serialize"(
+	"state" internal /* Internal */
+) RETURNS bytea /* Vec < u8 > */
+IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_quadratic_reg_xy_serialize_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/rate_index.rs
 -- bqx::rate_index::_rate_index_or_null
 CREATE  FUNCTION "_rate_index_or_null"(
@@ -3835,6 +3917,13 @@ AS 'MODULE_PATHNAME', '_window_metrics_leave_wrapper';
 --   aggregates::quadratic_reg::_quadratic_reg_enter
 --   aggregates::quadratic_reg::_quadratic_reg_leave
 --   aggregates::quadratic_reg::_quadratic_reg_final
+--   aggregates::quadratic_reg_xy::_quadratic_reg_xy_grow
+--   aggregates::quadratic_reg_xy::_quadratic_reg_xy_enter
+--   aggregates::quadratic_reg_xy::_quadratic_reg_xy_leave
+--   aggregates::quadratic_reg_xy::_quadratic_reg_xy_combine
+--   aggregates::quadratic_reg_xy::_quadratic_reg_xy_serialize
+--   aggregates::quadratic_reg_xy::_quadratic_reg_xy_deserialize
+--   aggregates::quadratic_reg_xy::_quadratic_reg_xy_final
 
 -- The window aggregates. SSPACE and MSSPACE tell the planner what a state takes beside what it can see.
 CREATE AGGREGATE bqx.bqx_window_metrics(value double precision) (
@@ -3881,6 +3970,24 @@ CREATE AGGREGATE bqx.quadratic_reg(y double precision) (
 );
 COMMENT ON AGGREGATE bqx.quadratic_reg(double precision) IS
     'Least-squares parabola through the rows in frame order, x = 0, 1, 2, ...';
+
+CREATE AGGREGATE bqx.quadratic_reg(y double precision, x double precision) (
+    SFUNC = bqx._quadratic_reg_xy_grow,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._quadratic_reg_xy_final,
+    COMBINEFUNC = bqx._quadratic_reg_xy_combine,
+    SERIALFUNC = bqx._quadratic_reg_xy_serialize,
+    DESERIALFUNC = bqx._quadratic_reg_xy_deserialize,
+    MSFUNC = bqx._quadratic_reg_xy_enter,
+    MINVFUNC = bqx._quadratic_reg_xy_leave,
+    MSTYPE = internal,
+    MSSPACE = 4096,
+    MFINALFUNC = bqx._quadratic_reg_xy_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.quadratic_reg(double precision, double precision) IS
+    'Least-squares parabola through points, arguments (Y, X) as in regr_slope';
 /* </end connected objects> */
 
 /* <begin connected objects> */

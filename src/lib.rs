@@ -53,6 +53,13 @@ extension_sql_file!(
         aggregates::quadratic_reg::_quadratic_reg_enter,
         aggregates::quadratic_reg::_quadratic_reg_leave,
         aggregates::quadratic_reg::_quadratic_reg_final,
+        aggregates::quadratic_reg_xy::_quadratic_reg_xy_grow,
+        aggregates::quadratic_reg_xy::_quadratic_reg_xy_enter,
+        aggregates::quadratic_reg_xy::_quadratic_reg_xy_leave,
+        aggregates::quadratic_reg_xy::_quadratic_reg_xy_combine,
+        aggregates::quadratic_reg_xy::_quadratic_reg_xy_serialize,
+        aggregates::quadratic_reg_xy::_quadratic_reg_xy_deserialize,
+        aggregates::quadratic_reg_xy::_quadratic_reg_xy_final,
     ]
 );
 extension_sql_file!("../sql/registry.sql", name = "registry", requires = ["preflight"]);

@@ -34,21 +34,21 @@ impl fmt::Display for NotFinite {
 
 impl std::error::Error for NotFinite {}
 
-/// The integers that sums are made of: `i128` where bounds allow it ([`NarrowRun::fits`]), else [`BigInt`].
+/// The integers that sums are made of: machine integers where bounds allow it (see [`Axis::fits`]), else [`BigInt`].
 pub trait Whole:
     Clone + fmt::Debug + Zero + for<'a> AddAssign<&'a Self> + for<'a> SubAssign<&'a Self>
 {
     fn from_i128(n: i128) -> Self;
     fn times(&self, factor: i128) -> Self;
-    fn squared(&self) -> Self;
     fn product(&self, other: &Self) -> Self;
     /// `self * 2^bits`.
     fn scaled_up(&self, bits: u32) -> Self;
     fn to_big(&self) -> BigInt;
-    /// See [`rounding::nearest_ratio`].
-    fn nearest(num: &Self, den: &Self, exp2: i64) -> f64;
-    /// See [`rounding::root_of_ratio`].
-    fn root(num: &Self, den: &Self, exp2: i64) -> f64;
+
+    #[inline(always)]
+    fn squared(&self) -> Self {
+        self.product(self)
+    }
 
     /// `self + other`.
     #[inline(always)]
@@ -65,6 +65,14 @@ pub trait Whole:
     }
 }
 
+/// Integers whose quotients can be rounded to doubles.
+pub trait Quotient: Whole {
+    /// See [`rounding::nearest_ratio`].
+    fn nearest(num: &Self, den: &Self, exp2: i64) -> f64;
+    /// See [`rounding::root_of_ratio`].
+    fn root(num: &Self, den: &Self, exp2: i64) -> f64;
+}
+
 impl Whole for i128 {
     #[inline(always)]
     fn from_i128(n: i128) -> Self {
@@ -77,14 +85,11 @@ impl Whole for i128 {
     }
 
     #[inline(always)]
-    fn squared(&self) -> Self {
-        self * self
-    }
-
     fn product(&self, other: &Self) -> Self {
         self * other
     }
 
+    #[inline(always)]
     fn scaled_up(&self, bits: u32) -> Self {
         self << bits
     }
@@ -92,7 +97,9 @@ impl Whole for i128 {
     fn to_big(&self) -> BigInt {
         (*self).into()
     }
+}
 
+impl Quotient for i128 {
     fn nearest(num: &Self, den: &Self, exp2: i64) -> f64 {
         rounding::nearest_quotient(*num, *den, exp2)
     }
@@ -111,10 +118,6 @@ impl Whole for BigInt {
         self * factor
     }
 
-    fn squared(&self) -> Self {
-        self * self
-    }
-
     fn product(&self, other: &Self) -> Self {
         self * other
     }
@@ -126,7 +129,9 @@ impl Whole for BigInt {
     fn to_big(&self) -> BigInt {
         self.clone()
     }
+}
 
+impl Quotient for BigInt {
     fn nearest(num: &Self, den: &Self, exp2: i64) -> f64 {
         rounding::nearest_ratio(num, den, exp2)
     }
@@ -265,9 +270,9 @@ impl Axis {
     /// The axis extended to hold the finite `value`, too, and the bits by which its grid is finer: every `y` so far
     /// is `2^bits` times as many units. `None` if there is none.
     pub fn extended(&self, value: f64) -> Option<(Axis, u32)> {
-        let scaled = value * self.inverse_scale();
-        let whole = scaled as i64;
-        if whole as f64 == scaled && bit_length(whole.unsigned_abs()) <= Self::BITS {
+        let whole = self.whole(value);
+        // Back again, because scaling down may underflow.
+        if whole as f64 * self.scale() == value && bit_length(whole.unsigned_abs()) <= Self::BITS {
             let reach = self.reach.max((whole - self.reference).unsigned_abs());
             return Some((Axis { reach, ..*self }, 0));
         }
@@ -286,6 +291,23 @@ impl Axis {
             let reach = finer.reach.max(finer.y(value).unsigned_abs());
             (Axis { reach, ..finer }, bits)
         })
+    }
+
+    /// An axis for the values of this and of `other`, and what it takes for theirs to become its: the bits by which
+    /// each grid gets finer, and then, for `other`'s, what is to be added to every `y`. `None` if there is none.
+    pub fn merged(&self, other: &Axis) -> Option<(Axis, [u32; 2], i64)> {
+        let exponent = self.exponent.min(other.exponent);
+        let bits = [self, other].map(|axis| (axis.exponent - exponent) as u32);
+        let finer = |axis: &Axis, bits: u32| {
+            let room = |magnitude: u64| bit_length(magnitude) + bits <= Self::BITS;
+            let fits = room(axis.reference.unsigned_abs()) && room(axis.reach);
+            fits.then(|| (axis.reference << bits, axis.reach << bits))
+        };
+        let (reference, reach) = finer(self, bits[0])?;
+        let (other_reference, other_reach) = finer(other, bits[1])?;
+        let distance = other_reference - reference;
+        let reach = reach.max(other_reach + distance.unsigned_abs());
+        Some((Axis { reference, exponent, reach }, bits, distance))
     }
 
     /// Whether all sums and numerators over `window` values fit their types.

@@ -5,13 +5,16 @@
 //! |---|---|
 //! | [`columns`] | names, windows and order of the derived columns, written down once |
 //! | [`fixed`] | doubles as integers on a common power-of-two grid |
+//! | [`int256`] | integers of 256 bits |
 //! | [`rounding`] | the double nearest to an exact quotient |
+//! | [`ball`] | arithmetic that bounds its own error |
 //! | [`extrema`] | sliding maximum and minimum |
 //! | [`window`] | backward-window metrics (BQX) |
 //! | [`quadratic`] | rolling quadratic regression (REG) |
 //! | [`frame_rows`] | all columns of a family, row by row, for a run of bars |
 //! | [`moving_sums`] | exact sums of a frame that is not known beforehand |
-//! | [`window_aggregate`], [`quadratic_aggregate`] | the same metrics as states that values are added to and taken from |
+//! | [`scatter`] | quadratic regression with any x |
+//! | [`window_aggregate`], [`quadratic_aggregate`], [`scatter_aggregate`] | the same metrics as states that values are added to and taken from |
 //! | [`calendar`] | UTC months |
 //! | [`bar_file`] | vendors' one-minute bar files |
 //! | [`market`] | the simulated market |
@@ -20,17 +23,21 @@
 //! even; roots are taken of such a double ([`rounding`] has the rule in full). Nearest doubles do not depend on how
 //! they were found, so a row's metrics depend on the bars in its window and on nothing else.
 
+pub mod ball;
 pub mod bar_file;
 pub mod calendar;
 pub mod columns;
 pub mod extrema;
 pub mod fixed;
 pub mod frame_rows;
+pub mod int256;
 pub mod market;
 pub mod moving_sums;
 mod per_length;
 pub mod quadratic;
 pub mod quadratic_aggregate;
 pub mod rounding;
+pub mod scatter;
+pub mod scatter_aggregate;
 pub mod window;
 pub mod window_aggregate;

@@ -11,7 +11,7 @@ use num_bigint::BigInt;
 
 use crate::columns::MAX_WINDOW;
 use crate::fixed::{Axis, Grid, Whole};
-use crate::rounding::decompose;
+use crate::rounding::lowest_power;
 
 /// Sums of functions of the values `y` of a frame.
 pub trait Sums<I>: Clone + Debug + Default {
@@ -166,14 +166,6 @@ impl<S: SumsShape> MovingSums<S> {
             Form::Wide { exponent, sums } => values.for_each(|value| sums.push(&on_grid(*exponent, value))),
         }
         self.age = 0;
-    }
-}
-
-/// Exponent of the lowest power of two in a finite value; that of 0 is above all.
-fn lowest_power(value: f64) -> i32 {
-    match decompose(value) {
-        (0, _) => i32::MAX,
-        (significand, exponent) => exponent + significand.trailing_zeros() as i32,
     }
 }
 

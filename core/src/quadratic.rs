@@ -23,7 +23,7 @@
 use num_bigint::BigInt;
 
 use crate::columns::RegMetric;
-use crate::fixed::{Whole, bit_length};
+use crate::fixed::{Quotient, Whole, bit_length};
 use crate::moving_sums::{Sums, SumsShape};
 use crate::rounding::{DoubleDouble, Fused, Products, Split, decide, two_sum};
 
@@ -234,7 +234,7 @@ pub struct QuadraticFrame<I> {
     pub newest: I,
 }
 
-impl<I: Whole> QuadraticFrame<I> {
+impl<I: Quotient> QuadraticFrame<I> {
     /// One metric of the fit, rounded as [`crate::rounding`] says.
     ///
     /// # Panics
@@ -310,13 +310,13 @@ impl<I: Whole> QuadraticFrame<I> {
             return 1.0;
         }
         let (explained, total) = self.explained_and_total();
-        Whole::nearest(&explained, &total, 0)
+        Quotient::nearest(&explained, &total, 0)
     }
 
     fn rmse(&self) -> f64 {
         let Factors { len, q0, q1 } = Factors::new(self.len);
         let (explained, total) = self.explained_and_total();
-        Whole::root(
+        Quotient::root(
             &total.minus(&explained),
             &Whole::from_i128(4 * len * len * q0 * q1),
             self.exponent.into(),

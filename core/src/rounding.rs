@@ -110,6 +110,14 @@ pub fn decompose(value: f64) -> (i64, i32) {
     (if value.is_sign_negative() { -magnitude } else { magnitude }, exponent)
 }
 
+/// Exponent of the lowest power of two in a finite value; that of 0 is above all.
+pub(crate) fn lowest_power(value: f64) -> i32 {
+    match decompose(value) {
+        (0, _) => i32::MAX,
+        (significand, exponent) => exponent + significand.trailing_zeros() as i32,
+    }
+}
+
 /// `magnitude` with a sign, but never -0.
 fn signed(negative: bool, magnitude: f64) -> f64 {
     (if negative { -magnitude } else { magnitude }) + 0.0

@@ -19,7 +19,7 @@
 use num_bigint::BigInt;
 
 use crate::columns::{AggMetric, WindowMetric};
-use crate::fixed::{Whole, bit_length};
+use crate::fixed::{Quotient, Whole, bit_length};
 use crate::moving_sums::{Sums, SumsShape};
 use crate::rounding::{DoubleDouble, Fused, Products, Split, decide, two_sum};
 
@@ -242,7 +242,7 @@ pub struct WindowFrame<I> {
     pub min: I,
 }
 
-impl<I: Whole> WindowFrame<I> {
+impl<I: Quotient> WindowFrame<I> {
     /// One metric, rounded as [`crate::rounding`] says. NaN if it divides by a current value of 0.
     pub fn metric(&self, metric: Metric) -> f64 {
         let len = self.len as i128;
@@ -274,7 +274,7 @@ impl<I: Whole> WindowFrame<I> {
 }
 
 /// `(to - from) / from`, rounded once; NaN if `from` is 0.
-pub fn relative_change<I: Whole>(from: &I, to: &I) -> f64 {
+pub fn relative_change<I: Quotient>(from: &I, to: &I) -> f64 {
     I::nearest(&to.clone().minus(from), from, 0)
 }
 

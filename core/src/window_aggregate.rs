@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use crate::extrema::{MovingMaximum, give_back};
-use crate::fixed::{Grid, Whole};
+use crate::fixed::{Grid, Quotient, Whole};
 use crate::moving_sums::{Form, MovingSums};
 use crate::per_length::PerLength;
 use crate::rounding::DoubleDouble;
@@ -218,7 +218,7 @@ impl Values {
     }
 }
 
-fn exact<I: Whole>(frame: &WindowFrame<I>) -> WindowMetrics {
+fn exact<I: Quotient>(frame: &WindowFrame<I>) -> WindowMetrics {
     if frame.len > 1 {
         return frame.metrics();
     }

@@ -15,6 +15,7 @@ use pgrx::prelude::*;
 use pgrx::{Internal, pg_sys};
 
 pub mod quadratic_reg;
+pub mod quadratic_reg_xy;
 pub mod window_metrics;
 
 /// The state behind `state`, made by `make` and owned by the aggregate's memory context if there is none yet: when

@@ -177,22 +177,8 @@ impl Frame {
     }
 
     fn solve(&self) -> [Rational; 3] {
-        let power_sum = |power: u32| {
-            sum(&(0..self.past.len() as i128).map(|x| integer(x.pow(power))).collect::<Vec<_>>())
-        };
-        let moment = |power: u32| {
-            let terms = self.past.iter().zip(0i128..).map(|(y, x)| y * integer(x.pow(power)));
-            sum(&terms.collect::<Vec<_>>())
-        };
-        let matrix: [[Rational; 3]; 3] =
-            [2, 1, 0].map(|row: u32| [2, 1, 0].map(|column: u32| power_sum(row + column)));
-        let right = [2, 1, 0].map(moment);
-        let determinant = determinant(&matrix);
-        std::array::from_fn(|unknown| {
-            let mut replaced = matrix.clone();
-            replaced.iter_mut().zip(&right).for_each(|(row, value)| row[unknown] = value.clone());
-            self::determinant(&replaced) / &determinant
-        })
+        let points: Vec<_> = self.past.iter().zip(0i128..).map(|(y, x)| (integer(x), y.clone())).collect();
+        solve_parabola(&points).expect("three values have three positions")
     }
 
     pub fn regression(&self, metric: RegMetric) -> Expected {
@@ -231,6 +217,25 @@ impl Frame {
             _ => panic!("{column} has no window"),
         }
     }
+}
+
+/// (a, b, c) of the least-squares parabola through points (x, y), by Cramer's rule on the normal equations as they
+/// are; `None` without three distinct x.
+pub fn solve_parabola(points: &[(Rational, Rational)]) -> Option<[Rational; 3]> {
+    let power = |x: &Rational, power: u32| (0..power).fold(Rational::one(), |product, _| product * x);
+    let power_sum = |p: u32| sum(&points.iter().map(|(x, _)| power(x, p)).collect::<Vec<_>>());
+    let moment = |p: u32| sum(&points.iter().map(|(x, y)| power(x, p) * y).collect::<Vec<_>>());
+    let matrix: [[Rational; 3]; 3] =
+        [2, 1, 0].map(|row: u32| [2, 1, 0].map(|column: u32| power_sum(row + column)));
+    let right = [2, 1, 0].map(moment);
+    let determinant = determinant(&matrix);
+    (!determinant.is_zero()).then(|| {
+        std::array::from_fn(|unknown| {
+            let mut replaced = matrix.clone();
+            replaced.iter_mut().zip(&right).for_each(|(row, value)| row[unknown] = value.clone());
+            self::determinant(&replaced) / &determinant
+        })
+    })
 }
 
 fn determinant(m: &[[Rational; 3]; 3]) -> Rational {
