@@ -131,6 +131,22 @@ BEGIN
 END
 $$;
 
+-- The range [from_ts, to_ts); NULL leaves an end open. The settings pinned make the message the same in every
+-- session.
+CREATE FUNCTION bqx._check_time_range(
+    from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET DateStyle = 'ISO'
+AS $$
+BEGIN
+    IF from_ts > to_ts THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('from_ts %s is after to_ts %s', from_ts, to_ts),
+            HINT = 'from_ts comes first and is included, to_ts is not; NULL leaves an end open.';
+    END IF;
+END
+$$;
+
 -- Windows asked for in create_tables: in range, sorted, once each; NULL: the family's own.
 CREATE FUNCTION bqx._check_windows(families text[], windows int[]) RETURNS int[]
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp

@@ -586,7 +586,7 @@ AS 'MODULE_PATHNAME', '_column_window_wrapper';
 
 CREATE FUNCTION bqx._computed_rows(
     family text, m1 regclass, from_ts timestamp with time zone, to_ts timestamp with time zone, columns text[])
-RETURNS SETOF record LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp
+RETURNS SETOF record LANGUAGE c STABLE STRICT ROWS 30000 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', '_computed_rows_wrapper';
 /* </end connected objects> */
 
@@ -802,6 +802,22 @@ BEGIN
             MESSAGE = format('from_month %s is after to_month %s',
                              to_char(from_month, 'YYYY-MM'), to_char(to_month, 'YYYY-MM')),
             HINT = 'Both months are inclusive, from_month first.';
+    END IF;
+END
+$$;
+
+-- The range [from_ts, to_ts); NULL leaves an end open. The settings pinned make the message the same in every
+-- session.
+CREATE FUNCTION bqx._check_time_range(
+    from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET DateStyle = 'ISO'
+AS $$
+BEGIN
+    IF from_ts > to_ts THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('from_ts %s is after to_ts %s', from_ts, to_ts),
+            HINT = 'from_ts comes first and is included, to_ts is not; NULL leaves an end open.';
     END IF;
 END
 $$;
@@ -1560,6 +1576,33 @@ END
 $$;
 COMMENT ON PROCEDURE bqx.index_m1(text[]) IS
     'Stage 1.5.2: fills rate_index and keeps it filled for bars that come or change later';
+
+-- 42P01 where the pair has no M1 table, 55000 where its bars have no rate_index from the baseline recorded.
+CREATE FUNCTION bqx._check_has_index(pair text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(pair);
+    has_index boolean := false;
+    has_baseline boolean := EXISTS (SELECT FROM bqx.baseline_rates AS b WHERE b.pair = $1);
+    is_applied boolean := EXISTS (SELECT FROM bqx.baseline_rates AS b
+                                   WHERE b.pair = $1 AND b.applied_at IS NOT NULL);
+BEGIN
+    -- The table counts, not only the record: M1 may have been made anew, or bring a rate_index of its own.
+    IF bqx._column_type(m1, 'rate_index') IS NOT NULL AND (is_applied OR NOT has_baseline) THEN
+        EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE rate_index IS NOT NULL)', m1) INTO has_index;
+    END IF;
+    IF NOT has_index THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = CASE WHEN has_baseline THEN format('pair "%s" has no rate_index yet', pair)
+                      ELSE format('pair "%s" has no baseline', pair) END,
+            HINT = CASE WHEN has_baseline THEN format('CALL bqx.index_m1(ARRAY[%L]);', pair)
+                   ELSE format('CALL bqx.set_baselines(pairs => ARRAY[%L]);  then  '
+                               'CALL bqx.index_m1(ARRAY[%1$L]);', pair) END;
+    END IF;
+END
+$$;
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -2534,6 +2577,67 @@ $$;
 -- src/lib.rs
 -- requires:
 --   write_month
+--   computed_rows::_computed_rows
+--   metric_columns::_metric_columns
+
+-- bqx_metrics and reg_metrics: the default columns of the derived tables, computed on demand, not stored.
+
+-- The M1 table that rows are to be computed from; NULL, which gives no rows, where the caller sees no bar.
+CREATE FUNCTION bqx._m1_to_compute(
+    pair text, from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS regclass
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    known_pair text := bqx._check_pair(pair);
+    m1 regclass := bqx._m1_table(known_pair);
+    has_bars boolean;
+BEGIN
+    PERFORM bqx._check_time_range(from_ts, to_ts);
+    EXECUTE format('SELECT EXISTS (SELECT FROM %s)', m1) INTO has_bars;
+    IF NOT has_bars THEN
+        RETURN NULL;
+    END IF;
+    PERFORM bqx._check_has_index(known_pair);
+    RETURN m1;
+END
+$$;
+
+-- One function per family, made from _metric_columns. Their bodies are parsed here: they need no pinned
+-- search_path, and can be inlined, so that rows are materialised once, by _computed_rows.
+DO $make$
+DECLARE
+    chosen_family text;
+    value_names text[];
+    definitions text;
+BEGIN
+    FOREACH chosen_family IN ARRAY ARRAY['bqx', 'reg'] LOOP
+        SELECT pg_catalog.array_agg(c.name ORDER BY c.position) FILTER (WHERE c.name <> 'ts_utc'),
+               pg_catalog.string_agg(pg_catalog.format('%I %s', c.name, c.sql_type), ', ' ORDER BY c.position)
+          INTO value_names, definitions
+          FROM bqx._metric_columns(chosen_family, NULL::int[]) AS c
+         WHERE c.name <> 'created_at';
+        EXECUTE pg_catalog.format(
+            'CREATE FUNCTION bqx.%I('
+            '    pair text, from_ts timestamp with time zone, to_ts timestamp with time zone) '
+            'RETURNS TABLE (%s) LANGUAGE sql STABLE ROWS 30000 '
+            'BEGIN ATOMIC '
+            '    SELECT c.* FROM bqx._computed_rows(%L::text, bqx._m1_to_compute($1, $2, $3), '
+            '        coalesce($2, ''-infinity''), coalesce($3, ''infinity''), %L::text[]) AS c (%s); '
+            'END', chosen_family || '_metrics', definitions, chosen_family, value_names, definitions);
+    END LOOP;
+END
+$make$;
+
+COMMENT ON FUNCTION bqx.bqx_metrics(text, timestamp with time zone, timestamp with time zone) IS
+    'The rows of bqx_<pair> for the bars in [from_ts, to_ts), computed, not stored; NULL leaves an end open';
+COMMENT ON FUNCTION bqx.reg_metrics(text, timestamp with time zone, timestamp with time zone) IS
+    'The rows of reg_<pair> for the bars in [from_ts, to_ts), computed, not stored; NULL leaves an end open';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   metric_functions
 
 -- Stages 1.5.4.3 and 1.5.5.3: one job per family, pair and month, one transaction each. The jobs of a pair and
 -- month are claimed together, so that its bars are read once for both families.
@@ -2645,24 +2749,8 @@ $$;
 CREATE FUNCTION bqx._check_ready_for_backfill(pair text, families text[]) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    m1 regclass := bqx._m1_table(pair);
-    has_index boolean := false;
-    has_baseline boolean := EXISTS (SELECT FROM bqx.baseline_rates AS b WHERE b.pair = $1);
-    is_applied boolean := EXISTS (SELECT FROM bqx.baseline_rates AS b WHERE b.pair = $1 AND b.applied_at IS NOT NULL);
 BEGIN
-    -- The table counts, not only the record: M1 may have been made anew, or bring a rate_index of its own.
-    IF bqx._column_type(m1, 'rate_index') IS NOT NULL AND (is_applied OR NOT has_baseline) THEN
-        EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE rate_index IS NOT NULL)', m1) INTO has_index;
-    END IF;
-    IF NOT has_index THEN
-        RAISE EXCEPTION USING
-            ERRCODE = 'object_not_in_prerequisite_state',
-            MESSAGE = CASE WHEN has_baseline THEN format('pair "%s" has no rate_index yet', pair)
-                      ELSE format('pair "%s" has no baseline', pair) END,
-            HINT = CASE WHEN has_baseline THEN format('CALL bqx.index_m1(ARRAY[%L]);', pair)
-                   ELSE format('CALL bqx.set_baselines(pairs => ARRAY[%L]);  then  CALL bqx.index_m1(ARRAY[%1$L]);', pair) END;
-    END IF;
+    PERFORM bqx._check_has_index(pair);
     PERFORM bqx._derived_table(f, pair) FROM unnest(families) AS f;
 END
 $$;

@@ -154,3 +154,30 @@ END
 $$;
 COMMENT ON PROCEDURE bqx.index_m1(text[]) IS
     'Stage 1.5.2: fills rate_index and keeps it filled for bars that come or change later';
+
+-- 42P01 where the pair has no M1 table, 55000 where its bars have no rate_index from the baseline recorded.
+CREATE FUNCTION bqx._check_has_index(pair text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(pair);
+    has_index boolean := false;
+    has_baseline boolean := EXISTS (SELECT FROM bqx.baseline_rates AS b WHERE b.pair = $1);
+    is_applied boolean := EXISTS (SELECT FROM bqx.baseline_rates AS b
+                                   WHERE b.pair = $1 AND b.applied_at IS NOT NULL);
+BEGIN
+    -- The table counts, not only the record: M1 may have been made anew, or bring a rate_index of its own.
+    IF bqx._column_type(m1, 'rate_index') IS NOT NULL AND (is_applied OR NOT has_baseline) THEN
+        EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE rate_index IS NOT NULL)', m1) INTO has_index;
+    END IF;
+    IF NOT has_index THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = CASE WHEN has_baseline THEN format('pair "%s" has no rate_index yet', pair)
+                      ELSE format('pair "%s" has no baseline', pair) END,
+            HINT = CASE WHEN has_baseline THEN format('CALL bqx.index_m1(ARRAY[%L]);', pair)
+                   ELSE format('CALL bqx.set_baselines(pairs => ARRAY[%L]);  then  '
+                               'CALL bqx.index_m1(ARRAY[%1$L]);', pair) END;
+    END IF;
+END
+$$;

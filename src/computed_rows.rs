@@ -1,4 +1,5 @@
-//! Derived rows as a set: what the plain way of writing a month compares with and inserts.
+//! Derived rows as a set: what `bqx_metrics` and `reg_metrics` return, and what the plain way of writing a
+//! month compares with and inserts.
 
 use bqx_core::columns::{Column, Family};
 use bqx_core::frame_rows::FrameRows;
@@ -72,11 +73,12 @@ fn overflow(column: &Column, time: i64) -> ! {
 }
 
 /// The rows of `[from_ts, to_ts)` with columns `ts_utc` and then `columns` (values only), as the caller's column
-/// definition list must say.
+/// definition list must say. Pieces of the range are read and computed one after the other: no range is too
+/// long. The estimate of rows is a month's.
 #[pg_extern(sql = "
 CREATE FUNCTION bqx._computed_rows(
     family text, m1 regclass, from_ts timestamp with time zone, to_ts timestamp with time zone, columns text[])
-RETURNS SETOF record LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp
+RETURNS SETOF record LANGUAGE c STABLE STRICT ROWS 30000 SET search_path = pg_catalog, pg_temp
 AS '@MODULE_PATHNAME@', '@FUNCTION_NAME@';
 ")]
 fn _computed_rows(
@@ -88,18 +90,19 @@ fn _computed_rows(
     fcinfo: pg_sys::FunctionCallInfo,
 ) {
     let columns = own_columns(self::family(family), columns.iter().map(String::as_str));
-    let series = series::read(m1, from_ts.into(), to_ts.into(), lookback(&columns));
-    // Safety: it is this function's own call.
     let mut types = vec![pg_sys::FLOAT8OID; columns.len() + 1];
     types[0] = pg_sys::TIMESTAMPTZOID;
+    // Safety: it is this function's own call.
     let mut rows = unsafe { ResultSet::start(fcinfo, &types) };
     let mut row = vec![None; columns.len() + 1];
-    for_each_computed_row(&series, &columns, |time, values| {
-        row[0] = Some(pg_sys::Datum::from(time));
-        for (slot, value) in row[1..].iter_mut().zip(values) {
-            *slot = value.map(|v| pg_sys::Datum::from(v.to_bits()));
-        }
-        rows.put(&row);
+    series::for_each_piece(m1, from_ts.into(), to_ts.into(), lookback(&columns), |piece| {
+        for_each_computed_row(piece, &columns, |time, values| {
+            row[0] = Some(pg_sys::Datum::from(time));
+            for (slot, value) in row[1..].iter_mut().zip(values) {
+                *slot = value.map(|v| pg_sys::Datum::from(v.to_bits()));
+            }
+            rows.put(&row);
+        });
     });
 }
 

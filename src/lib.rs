@@ -11,7 +11,7 @@
 //! | `bar_lines` | parsing vendors' files |
 //! | `simulated_bars` | the simulated market |
 //! | `series` | reading bars and fingerprinting them |
-//! | `computed_rows` | derived rows as a set, for the plain way of writing |
+//! | `computed_rows` | derived rows as a set, for `bqx_metrics`, `reg_metrics` and the plain way of writing |
 //! | `month_writer` | derived rows straight into a partition: the only place that touches heap internals |
 //! | `session` | what a session may do and how it is told from others |
 //! | `workers` | background workers of a backfill |
@@ -89,7 +89,12 @@ extension_sql_file!(
     requires = ["simulate_m1", metric_columns::_column_window, metric_columns::_metric_columns]
 );
 extension_sql_file!("../sql/write_month.sql", name = "write_month", requires = ["derived_tables"]);
-extension_sql_file!("../sql/backfill.sql", name = "backfill", requires = ["write_month"]);
+extension_sql_file!(
+    "../sql/metric_functions.sql",
+    name = "metric_functions",
+    requires = ["write_month", computed_rows::_computed_rows, metric_columns::_metric_columns]
+);
+extension_sql_file!("../sql/backfill.sql", name = "backfill", requires = ["metric_functions"]);
 extension_sql_file!("../sql/monitoring.sql", name = "monitoring", requires = ["backfill"]);
 extension_sql_file!("../sql/verify.sql", name = "verify", requires = ["monitoring"]);
 extension_sql_file!("../sql/completion_report.sql", name = "completion_report", requires = ["verify"]);

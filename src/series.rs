@@ -18,6 +18,13 @@ const LOOKBACK_SPANS: [i64; 2] = [7, 60];
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 
+/// `MIN_TIMESTAMP` and `DT_NOBEGIN` (-infinity), macros that the bindings leave out.
+const FIRST_INSTANT: i64 = -211_813_488_000_000_000;
+const MINUS_INFINITY: i64 = i64::MIN;
+
+/// Bars shown at a time, beside their lookback: bounds the memory of a range of any length.
+const PIECE: usize = 16_384;
+
 /// Consecutive bars of one pair, oldest first.
 pub struct Series {
     /// Microseconds since 2000-01-01 UTC, strictly ascending.
@@ -30,28 +37,52 @@ pub struct Series {
 
 /// Bars of `[from, to)`, in microseconds since 2000-01-01 UTC, of an M1 table, with up to `lookback` bars before.
 ///
-/// 22003 for a bar whose close or rate_index is NULL, not finite or not positive; 23505 for two bars of one minute
-/// (a table without a key may hold them).
+/// 22003 for a bar whose close or rate_index is NULL, not finite or not positive, or whose time is infinite;
+/// 23505 for two bars of one minute (a table without a key may hold them).
 pub fn read(m1: pg_sys::Oid, from: i64, to: i64, lookback: usize) -> Series {
     Spi::connect(|client| {
         let source = Source::of(client, m1);
-        let mut bars = source.lookback(client, from, lookback);
-        bars.reverse();
-        let first = bars.len();
-        source.bars(client, from, to, |bar| bars.push(bar));
-        source.check(&bars);
-        Series {
-            times: bars.iter().map(|bar| bar.time).collect(),
-            values: bars.iter().map(|bar| bar.rate_index.unwrap_or(f64::NAN)).collect(),
-            first,
-        }
+        let mut series = source.before(client, from, lookback);
+        source.for_each_bar(client, from, to, |bar| source.append(&mut series, &bar));
+        series
     })
+}
+
+/// Shows the bars that [`read`] returns in consecutive pieces, each with the lookback that all of the bars
+/// before it give, in memory that does not grow with the range.
+pub fn for_each_piece(m1: pg_sys::Oid, from: i64, to: i64, lookback: usize, mut show: impl FnMut(&Series)) {
+    if from >= to {
+        return;
+    }
+    Spi::connect(|client| {
+        let source = Source::of(client, m1);
+        let mut piece = source.before(client, from, lookback);
+        source.for_each_bar(client, from, to, |bar| {
+            if piece.rows().len() == PIECE {
+                show(&piece);
+                piece.pass_on(lookback);
+            }
+            source.append(&mut piece, &bar);
+        });
+        if !piece.rows().is_empty() {
+            show(&piece);
+        }
+    });
 }
 
 impl Series {
     /// Bars of the range itself.
     pub fn rows(&self) -> std::ops::Range<usize> {
         self.first..self.times.len()
+    }
+
+    /// Makes its newest bars the lookback of the bars that will follow.
+    fn pass_on(&mut self, lookback: usize) {
+        // at least one, which tells whether the next bar is of the same minute
+        let passed = self.times.len().saturating_sub(lookback.max(1));
+        self.times.drain(..passed);
+        self.values.drain(..passed);
+        self.first = self.times.len();
     }
 
     /// What the rows of a table are computed from: the shape of the table (its columns and their types, as
@@ -115,52 +146,77 @@ impl Source {
         source.expect("a query without FROM has one row")
     }
 
-    fn bars(&self, client: &SpiClient<'_>, from: i64, to: i64, mut look: impl FnMut(Bar)) {
+    fn for_each_bar(&self, client: &SpiClient<'_>, from: i64, to: i64, mut show: impl FnMut(Bar)) {
         let query = format!("{} WHERE {} AND {} ORDER BY t.time", self.select, self.at_or_after, self.before);
-        for_each_row(client, &query, &[instant(from), instant(to)], |row| look(Bar::from_row(row)));
+        for_each_row(client, &query, &[instant(from), instant(to)], |row| show(Bar::from_row(row)));
+    }
+
+    /// A series without rows of its own: up to `bars` bars before an instant.
+    fn before(&self, client: &SpiClient<'_>, instant: i64, bars: usize) -> Series {
+        let mut series = Series { times: Vec::new(), values: Vec::new(), first: 0 };
+        for bar in self.newest_first(client, instant, bars).iter().rev() {
+            self.append(&mut series, bar);
+        }
+        series.first = series.times.len();
+        series
     }
 
     /// Up to `bars` bars before an instant, newest first.
-    fn lookback(&self, client: &SpiClient<'_>, before: i64, bars: usize) -> Vec<Bar> {
+    fn newest_first(&self, client: &SpiClient<'_>, before: i64, bars: usize) -> Vec<Bar> {
         let mut found = Vec::new();
         if bars == 0 {
             return found;
         }
-        for days in LOOKBACK_SPANS.into_iter().map(Some).chain([None]) {
+        let query = format!(
+            "{} WHERE {} AND {} ORDER BY t.time DESC LIMIT {bars}",
+            self.select, self.at_or_after, self.before
+        );
+        for since in LOOKBACK_SPANS.map(|days| days_before(before, days)).into_iter().chain([MINUS_INFINITY])
+        {
             found.clear();
-            let since = match days {
-                Some(days) => instant(before - days * MICROS_PER_DAY),
-                None => DatumWithOid::null::<TimestampWithTimeZone>(),
-            };
-            let bound = if days.is_some() { self.at_or_after.as_str() } else { "$1 IS NULL" };
-            let query = format!(
-                "{} WHERE {bound} AND {} ORDER BY t.time DESC LIMIT {bars}",
-                self.select, self.before
-            );
-            for_each_row(client, &query, &[since, instant(before)], |row| found.push(Bar::from_row(row)));
-            if found.len() == bars {
+            for_each_row(client, &query, &[instant(since), instant(before)], |row| {
+                found.push(Bar::from_row(row));
+            });
+            if found.len() == bars || since == MINUS_INFINITY {
                 break;
             }
         }
         found
     }
 
-    fn check(&self, bars: &[Bar]) {
-        for bar in bars {
-            for (name, value) in [("close", bar.close), ("rate_index", bar.rate_index)] {
-                if !value.is_some_and(|v| v.is_finite() && v > 0.0) {
-                    self.refuse(bar, name, value);
-                }
+    /// Adds a bar that is one, and is newer than all before.
+    fn append(&self, series: &mut Series, bar: &Bar) {
+        if bar.time == MINUS_INFINITY {
+            self.refuse_infinite_time();
+        }
+        for (name, value) in [("close", bar.close), ("rate_index", bar.rate_index)] {
+            if !value.is_some_and(|v| v.is_finite() && v > 0.0) {
+                self.refuse(bar, name, value);
             }
         }
-        if let Some(pair) = bars.windows(2).find(|pair| pair[0].time >= pair[1].time) {
-            Failure::new(
-                PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION,
-                format!("{} has more than one bar at {}", self.name, utc(pair[1].time)),
-            )
-            .hint(format!("Delete the surplus bars, then: ALTER TABLE {} ADD PRIMARY KEY (time);", self.name))
-            .raise();
+        if series.times.last().is_some_and(|&last| last >= bar.time) {
+            self.refuse_second_bar(bar.time);
         }
+        series.times.push(bar.time);
+        series.values.push(bar.rate_index.unwrap_or(f64::NAN));
+    }
+
+    fn refuse_infinite_time(&self) -> ! {
+        Failure::new(
+            PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
+            format!("{} has a bar whose time is infinite", self.name),
+        )
+        .hint(format!("DELETE FROM {} WHERE NOT isfinite(time);", self.name))
+        .raise()
+    }
+
+    fn refuse_second_bar(&self, time: i64) -> ! {
+        Failure::new(
+            PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION,
+            format!("{} has more than one bar at {}", self.name, utc(time)),
+        )
+        .hint(format!("Delete the surplus bars, then: ALTER TABLE {} ADD PRIMARY KEY (time);", self.name))
+        .raise()
     }
 
     fn refuse(&self, bar: &Bar, column: &str, value: Option<f64>) -> ! {
@@ -169,9 +225,9 @@ impl Source {
             PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
             format!("{} has {column} {value} at {}", self.name, utc(bar.time)),
         )
-        .detail("A bar must be a positive finite number; the month's rows stay as they were.");
+        .detail("A bar must be a positive finite number; rows that look back at it can't be computed.");
         if column == "close" {
-            failure.hint("Correct or delete the bar, then call bqx.backfill again.").raise()
+            failure.hint("Correct or delete the bar, then try again.").raise()
         } else {
             failure.hint("CALL bqx.index_m1();  sets rate_index on every bar.").raise()
         }
@@ -181,6 +237,12 @@ impl Source {
 fn instant(pg_micros: i64) -> DatumWithOid<'static> {
     // Safety: a timestamptz datum is this integer.
     unsafe { DatumWithOid::new(pg_sys::Datum::from(pg_micros), pg_sys::TIMESTAMPTZOID) }
+}
+
+/// The instant so many days earlier, -infinity where there is none.
+fn days_before(pg_micros: i64, days: i64) -> i64 {
+    let earlier = pg_micros.saturating_sub(days * MICROS_PER_DAY);
+    if earlier < FIRST_INSTANT { MINUS_INFINITY } else { earlier }
 }
 
 /// An instant as messages show it, in UTC.
