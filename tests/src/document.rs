@@ -1,10 +1,38 @@
-//! The SQL in Markdown documents, made ready for psql.
+//! The SQL in Markdown documents, made ready for psql, and the output that the documents show.
+//!
+//! A block fenced by "```sql" is run. A block fenced by "```text" that follows it, with nothing but blank
+//! lines between, is what psql shows for it and is compared line by line; trailing blanks and blank lines at
+//! both ends don't count:
+//!
+//! ````text
+//! ```sql
+//! SELECT pair FROM bqx.pairs WHERE quote = 'JPY' ORDER BY pair LIMIT 1;
+//! ```
+//!
+//! ```text
+//!   pair
+//! --------
+//!  audjpy
+//! (1 row)
+//! ```
+//! ````
+//!
+//! `BLESS=1 cargo test -p bqx-tests --test docs` writes what psql shows into these blocks, so a new one may
+//! start empty. A comment before a block says why it is not run (`<!-- not run: reason -->`), and any other
+//! text between two blocks makes the second a block of its own: output that varies is shown that way.
+
+use std::ops::Range;
+
+/// What psql prints where a block ends whose output a document shows. Where it begins has the line of the
+/// output.
+const END: &str = "@@ end";
 
 /// A Markdown document's SQL.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Document {
-    /// What to run: the lines of all SQL blocks at the places they have in the document, so that psql's line numbers
-    /// are the document's.
+    /// What to run: the lines of all SQL blocks at the places they have in the document, so that psql's line
+    /// numbers are the document's. On the fences of blocks with output psql prints marks, for
+    /// [`Document::seen`].
     pub script: String,
     /// How many blocks that is.
     pub blocks: usize,
@@ -12,65 +40,181 @@ pub struct Document {
     pub not_run: Vec<(usize, String)>,
     /// Lines at which a block ends amid a statement, which psql would not notice.
     pub unfinished: Vec<usize>,
+    /// What the document says that psql shows.
+    pub outputs: Vec<Output>,
+}
+
+/// A block of text after an SQL block.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Output {
+    /// Line of its opening fence.
+    pub line: usize,
+    /// Its lines, [tidied](tidy).
+    pub text: String,
+    /// How many lines that is in the document.
+    length: usize,
 }
 
 impl Document {
-    /// Reads a document. Its SQL stands in blocks fenced by "```sql"; a comment `<!-- not run: reason -->` before one
-    /// excludes it.
+    /// Reads a document.
     pub fn parse(markdown: &str) -> Self {
-        let mut document = Self::default();
-        let mut block = Block::None;
-        let mut reason = None;
-        let mut last_line = "";
-        for (index, line) in markdown.lines().enumerate() {
-            let text = line.trim();
-            let mut sql = "";
-            match block {
-                Block::None if text.starts_with("```") => {
-                    block = document.open(text, index + 1, reason.take());
-                    last_line = "";
-                }
-                Block::None if !text.is_empty() => reason = reason_not_to_run(text),
-                Block::None => {}
-                _ if text == "```" => {
-                    if block == Block::Sql && !ends_a_statement(last_line) {
-                        document.unfinished.push(index);
-                    }
-                    block = Block::None;
-                }
-                Block::Sql => {
-                    sql = line;
-                    if !text.is_empty() && !text.starts_with("--") {
-                        last_line = text;
-                    }
-                }
-                Block::Other => {}
-            }
-            document.script.push_str(sql);
-            document.script.push('\n');
+        let mut reader = Reader::default();
+        for line in markdown.lines() {
+            reader.read(line);
         }
-        document
+        reader.document()
     }
 
-    fn open(&mut self, fence: &str, line: usize, reason: Option<String>) -> Block {
-        if fence != "```sql" {
-            return Block::Other;
+    /// Picks what psql showed for each of [`Document::outputs`], tidied, out of everything that it printed
+    /// when it ran the script to its end.
+    pub fn seen(&self, screen: &str) -> Vec<String> {
+        let seen_at = |line: usize| {
+            let shown = screen.lines().skip_while(move |&text| text != begin(line)).skip(1);
+            tidy(shown.take_while(|&text| text != END).map(without_position))
+        };
+        self.outputs.iter().map(|output| seen_at(output.line)).collect()
+    }
+
+    /// The document with other outputs.
+    pub fn with_outputs(&self, markdown: &str, seen: &[String]) -> String {
+        let lines: Vec<&str> = markdown.lines().collect();
+        let mut new = Vec::new();
+        let mut rest = 0;
+        for (output, seen) in self.outputs.iter().zip(seen) {
+            new.extend_from_slice(&lines[rest..output.line]);
+            new.extend(seen.lines());
+            rest = output.line + output.length;
         }
-        if let Some(reason) = reason {
-            self.not_run.push((line, reason));
-            return Block::Other;
-        }
-        self.blocks += 1;
-        Block::Sql
+        new.extend_from_slice(&lines[rest..]);
+        new.join("\n") + "\n"
     }
 }
 
+/// A document that has been read up to some line.
+#[derive(Default)]
+struct Reader {
+    document: Document,
+    script: Vec<String>,
+    block: Block,
+    /// Why the next block is not to be run.
+    reason: Option<String>,
+    /// The last line of code in this SQL block.
+    last_line: String,
+    /// Where the last SQL block's fences are, until something else than a blank line comes.
+    sql: Option<Range<usize>>,
+    /// The lines of this output.
+    output: Vec<String>,
+}
+
 /// What the lines of a document are in.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum Block {
+    #[default]
     None,
     Sql,
+    Output,
     Other,
+}
+
+impl Reader {
+    fn read(&mut self, line: &str) {
+        let text = line.trim();
+        let mut sql = "";
+        match self.block {
+            Block::None if text.starts_with("```") => self.open(text),
+            Block::None if !text.is_empty() => {
+                self.reason = reason_not_to_run(text);
+                self.sql = None;
+            }
+            Block::None => {}
+            _ if text == "```" => self.close(),
+            Block::Sql => {
+                sql = line;
+                if !text.is_empty() && !text.starts_with("--") {
+                    text.clone_into(&mut self.last_line);
+                }
+            }
+            Block::Output => self.output.push(line.to_owned()),
+            Block::Other => {}
+        }
+        self.script.push(sql.to_owned());
+    }
+
+    /// The place of the line that is being read.
+    fn here(&self) -> usize {
+        self.script.len()
+    }
+
+    fn open(&mut self, fence: &str) {
+        let sql = self.sql.take();
+        self.block = match (fence, sql, self.reason.take()) {
+            ("```sql", _, Some(reason)) => {
+                self.document.not_run.push((self.here() + 1, reason));
+                Block::Other
+            }
+            ("```sql", ..) => {
+                self.document.blocks += 1;
+                self.last_line.clear();
+                self.sql = Some(self.here()..self.here());
+                Block::Sql
+            }
+            ("```text", Some(sql), _) => {
+                self.script[sql.start] = format!("\\echo '{}'", begin(self.here() + 1));
+                self.script[sql.end] = format!("\\echo '{END}'");
+                self.document.outputs.push(Output { line: self.here() + 1, ..Output::default() });
+                Block::Output
+            }
+            _ => Block::Other,
+        };
+    }
+
+    fn close(&mut self) {
+        let here = self.here();
+        match self.block {
+            Block::Sql => {
+                if !ends_a_statement(&self.last_line) {
+                    self.document.unfinished.push(here);
+                }
+                self.sql = self.sql.take().map(|sql| sql.start..here);
+            }
+            Block::Output => {
+                let lines = std::mem::take(&mut self.output);
+                let output = self.document.outputs.last_mut().expect("opening it has added it");
+                output.text = tidy(lines.iter().map(String::as_str));
+                output.length = lines.len();
+            }
+            Block::None | Block::Other => {}
+        }
+        self.block = Block::None;
+    }
+
+    fn document(self) -> Document {
+        let script = self.script.iter().flat_map(|line| [line, "\n"]).collect();
+        Document { script, ..self.document }
+    }
+}
+
+/// What psql prints where a block begins whose output starts after this line of the document.
+fn begin(line: usize) -> String {
+    format!("@@ output of line {line}")
+}
+
+/// Lines without trailing blanks, and without blank lines at both ends.
+fn tidy<'a>(lines: impl Iterator<Item = &'a str>) -> String {
+    let lines: Vec<&str> = lines.map(str::trim_end).collect();
+    let text = lines.join("\n");
+    let text = text.trim_matches('\n');
+    if text.is_empty() { String::new() } else { format!("{text}\n") }
+}
+
+/// A line of psql's without the `psql:FILE:LINE: ` that messages have when a file is run.
+fn without_position(line: &str) -> &str {
+    let after_position = || {
+        let (position, message) = line.strip_prefix("psql:")?.split_once(": ")?;
+        let (_file, number) = position.rsplit_once(':')?;
+        number.parse::<usize>().ok().map(|_| message)
+    };
+    after_position().unwrap_or(line)
 }
 
 fn reason_not_to_run(text: &str) -> Option<String> {
@@ -78,8 +222,8 @@ fn reason_not_to_run(text: &str) -> Option<String> {
     Some(reason.trim().to_owned())
 }
 
-/// Whether psql has run everything after this line: an SQL statement, or one of its own commands (`\copy`, or `\gx`
-/// and the like after a statement).
+/// Whether psql has run everything after this line: an SQL statement, or one of its own commands (`\copy`, or
+/// `\gx` and the like after a statement).
 fn ends_a_statement(line: &str) -> bool {
     let code = line.split(" --").next().unwrap_or_default().trim_end();
     code.is_empty() || code.ends_with(';') || code.starts_with('\\') || code.contains(" \\g")
@@ -120,5 +264,57 @@ SELECT 2
         let document = Document::parse(EXAMPLE);
         assert_eq!(document.not_run, [(10, "takes hours".to_owned())]);
         assert_eq!(document.unfinished, [14]);
+    }
+
+    const WITH_OUTPUTS: &str = "\
+```sql
+SELECT 1;
+```
+
+```text
+ old
+```
+```text
+no output
+```
+```sql
+SELECT 2;
+```
+So:
+```text
+no output either
+```
+```sql
+SELECT 3;
+```
+```text
+
+ 3  x
+
+```
+";
+
+    #[test]
+    fn text_right_after_sql_is_its_output() {
+        let document = Document::parse(WITH_OUTPUTS);
+        let outputs = document.outputs.iter().map(|output| (output.line, output.text.as_str()));
+        assert_eq!(outputs.collect::<Vec<_>>(), [(5, " old\n"), (21, " 3  x\n")]);
+        let script: Vec<&str> = document.script.lines().collect();
+        assert_eq!(script[..4], ["\\echo '@@ output of line 5'", "SELECT 1;", "\\echo '@@ end'", ""]);
+        assert_eq!(script[10..13], ["", "SELECT 2;", ""]);
+        assert_eq!(script.len(), WITH_OUTPUTS.lines().count());
+    }
+
+    #[test]
+    fn what_psql_shows_is_found_and_written_into_the_document() {
+        let document = Document::parse(WITH_OUTPUTS);
+        let screen = "SET\n@@ output of line 5\n\nnew  \n\n1\n@@ end\nno\n\
+                      @@ output of line 21\npsql:a.sql:19: NOTICE:  hm: 3\n@@ end\n";
+        let seen = document.seen(screen);
+        assert_eq!(seen, ["new\n\n1\n", "NOTICE:  hm: 3\n"]);
+        let blessed = document.with_outputs(WITH_OUTPUTS, &seen);
+        let expected =
+            WITH_OUTPUTS.replace(" old\n", "new\n\n1\n").replace("\n 3  x\n\n", "NOTICE:  hm: 3\n");
+        assert_eq!(blessed, expected);
     }
 }

@@ -4,6 +4,7 @@
 //! `PG_CONFIG` chooses another PostgreSQL.
 
 pub mod document;
+pub mod exact;
 pub mod histdata;
 mod psql;
 mod session;

@@ -1,5 +1,7 @@
-//! Runs the SQL of README.md and docs/*.md, each document's blocks in order in one psql session in a database of its
-//! own: what a reader would do. The database has the extension unless the document itself creates it.
+//! Runs the SQL of README.md and docs/*.md, each document's blocks in order in one psql session in a database
+//! of its own: what a reader would do. The database has the extension unless the document itself creates it.
+//! Where a document shows the output of its SQL (`bqx_tests::document` says how), it is what psql shows;
+//! `BLESS=1` accepts what was seen.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,14 +10,22 @@ use std::process::ExitCode;
 use bqx_tests::document::Document;
 use bqx_tests::{Db, histdata, transcript};
 use libtest_mimic::{Arguments, Failed, Trial};
+use similar::TextDiff;
 
 fn main() -> ExitCode {
     let trials = documents().into_iter().map(|(name, path)| {
-        let document = Document::parse(&fs::read_to_string(&path).expect("a readable document"));
+        let markdown = fs::read_to_string(&path).expect("a readable document");
+        let document = Document::parse(&markdown);
         for (line, reason) in &document.not_run {
             println!("{name}, line {line}, is not run: {reason}");
         }
-        Trial::test(name.clone(), move || run(&name, &document))
+        Trial::test(name.clone(), move || {
+            let seen = document.seen(&screen_of(&name, &document)?);
+            if std::env::var_os("BLESS").is_some() {
+                return Ok(fs::write(&path, document.with_outputs(&markdown, &seen))?);
+            }
+            compare(&name, &document, &seen)
+        })
     });
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }
@@ -35,7 +45,8 @@ fn documents() -> Vec<(String, PathBuf)> {
     files.into_iter().map(|file| (name_of(&file), file)).collect()
 }
 
-fn run(name: &str, document: &Document) -> Result<(), Failed> {
+/// What psql shows when it is fed the document's SQL.
+fn screen_of(name: &str, document: &Document) -> Result<String, Failed> {
     if let Some(line) = document.unfinished.first() {
         return Err(format!("{name}:{line}: the block ends amid a statement (no semicolon?)").into());
     }
@@ -51,7 +62,28 @@ fn run(name: &str, document: &Document) -> Result<(), Failed> {
     let script = folder.path().join("script.sql");
     fs::write(&script, &document.script)?;
     let mut psql = db.psql_command();
-    psql.args(["-v", "ON_ERROR_STOP=1", "--file", "script.sql"]).current_dir(&folder).env("PAGER", "");
+    psql.args(["-v", "ON_ERROR_STOP=1", "--file", "script.sql"]).current_dir(&folder);
+    psql.envs([("PGTZ", "UTC"), ("PGDATESTYLE", "ISO"), ("LC_ALL", "C"), ("PAGER", "")]);
     let ran = transcript(psql, b"")?;
-    if ran.success { Ok(()) } else { Err(ran.output.replace("psql:script.sql:", &format!("{name}:")).into()) }
+    if ran.success {
+        Ok(ran.output)
+    } else {
+        Err(ran.output.replace("psql:script.sql:", &format!("{name}:")).into())
+    }
+}
+
+/// Fails with the difference of each output that is not what psql showed.
+fn compare(name: &str, document: &Document, seen: &[String]) -> Result<(), Failed> {
+    let mut differences = String::new();
+    for (output, seen) in document.outputs.iter().zip(seen).filter(|(output, seen)| output.text != **seen) {
+        let diff = TextDiff::from_lines(&output.text, seen);
+        let mut unified = diff.unified_diff();
+        let shown = unified.context_radius(5).header(&format!("{name}:{}", output.line), "seen").to_string();
+        differences.push_str(&shown);
+    }
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(format!("{differences}\n(BLESS=1 cargo test -p bqx-tests --test docs {name} accepts what was seen)")
+        .into())
 }
