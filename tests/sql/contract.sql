@@ -5,7 +5,7 @@
 SELECT p.prokind AS kind, p.proname AS name, pg_get_function_arguments(p.oid) AS arguments
   FROM pg_proc AS p
  WHERE p.pronamespace = 'bqx'::regnamespace AND left(p.proname, 1) <> '_'
- ORDER BY p.prokind DESC, p.proname;
+ ORDER BY p.prokind DESC, p.proname, arguments;
 
 -- what they return
 SELECT p.proname AS name, pg_get_function_result(p.oid) AS result
