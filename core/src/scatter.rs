@@ -46,19 +46,19 @@ use crate::rounding::Products;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScatterSums<I> {
     len: usize,
-    /// Σ x … Σ x⁴.
-    x: [I; 4],
-    /// Σ y, Σ x·y, Σ x²·y.
-    y: [I; 3],
-    /// Σ y².
-    yy: I,
+    /// In the order of [`ScatterSums::DEGREES`].
+    sums: [I; 8],
 }
 
 impl<I: Whole> Default for ScatterSums<I> {
     fn default() -> Self {
-        let zeros = || std::array::from_fn(|_| I::zero());
-        ScatterSums { len: 0, x: zeros(), y: std::array::from_fn(|_| I::zero()), yy: I::zero() }
+        ScatterSums { len: 0, sums: std::array::from_fn(|_| I::zero()) }
     }
+}
+
+impl<I> ScatterSums<I> {
+    /// Of which powers of x and y each sum is.
+    const DEGREES: [(u32, u32); 8] = [(1, 0), (2, 0), (3, 0), (4, 0), (0, 1), (1, 1), (2, 1), (0, 2)];
 }
 
 impl<I: Whole> ScatterSums<I> {
@@ -75,91 +75,59 @@ impl<I: Whole> ScatterSums<I> {
     #[inline]
     pub fn push(&mut self, x: &I, y: &I) {
         self.len += 1;
-        for (sum, term) in self.terms(x, y) {
-            *sum += &term;
-        }
+        self.sums.iter_mut().zip(Self::terms(x, y)).for_each(|(sum, term)| *sum += &term);
     }
 
     /// Takes out a point that was pushed.
     #[inline]
     pub fn drop(&mut self, x: &I, y: &I) {
         self.len -= 1;
-        for (sum, term) in self.terms(x, y) {
-            *sum -= &term;
-        }
+        self.sums.iter_mut().zip(Self::terms(x, y)).for_each(|(sum, term)| *sum -= &term);
     }
 
-    /// Each sum with what a point contributes.
+    /// What a point contributes to each sum.
     #[inline(always)]
-    fn terms(&mut self, x: &I, y: &I) -> [(&mut I, I); 8] {
+    fn terms(x: &I, y: &I) -> [I; 8] {
         let square = x.squared();
-        let terms = [
-            x.clone(),
-            square.clone(),
-            square.product(x),
-            square.squared(),
-            y.clone(),
-            x.product(y),
-            square.product(y),
-            y.squared(),
-        ];
-        let [x1, x2, x3, x4] = &mut self.x;
-        let [y0, y1, y2] = &mut self.y;
-        let mut sums = [x1, x2, x3, x4, y0, y1, y2, &mut self.yy].into_iter();
-        terms.map(|term| (sums.next().expect("eight sums"), term))
+        let (cube, fourth) = (square.product(x), square.squared());
+        let (xy, xxy) = (x.product(y), square.product(y));
+        [x.clone(), square, cube, fourth, y.clone(), xy, xxy, y.squared()]
     }
 
     /// Adds the points of other sums.
     pub fn merge(&mut self, other: &Self) {
         self.len += other.len;
-        let own = self.x.iter_mut().chain(&mut self.y).chain([&mut self.yy]);
-        for (sum, more) in own.zip(other.x.iter().chain(&other.y).chain([&other.yy])) {
-            *sum += more;
-        }
+        self.sums.iter_mut().zip(&other.sums).for_each(|(sum, more)| *sum += more);
     }
 
     /// Sums over `x * 2^x_bits` and `y * 2^y_bits`.
     pub fn refine(&mut self, x_bits: u32, y_bits: u32) {
-        for (power, sum) in (1..).zip(&mut self.x) {
-            *sum = sum.scaled_up(power * x_bits);
+        for (sum, (x, y)) in self.sums.iter_mut().zip(Self::DEGREES) {
+            *sum = sum.scaled_up(x * x_bits + y * y_bits);
         }
-        for (power, sum) in (0..).zip(&mut self.y) {
-            *sum = sum.scaled_up(power * x_bits + y_bits);
-        }
-        self.yy = self.yy.scaled_up(2 * y_bits);
     }
 
     /// Sums over `x + dx` and `y + dy`, by the binomial theorem.
     pub fn move_reference(&mut self, dx: &I, dy: &I) {
         let len = I::from_i128(self.len as i128);
-        let [s1, s2, s3, s4] = &mut self.x;
-        let [t0, t1, t2] = &mut self.y;
-        let moved = |terms: &[(&I, i128)]| {
-            // Horner's rule in dx: the terms are coefficients of descending powers.
-            let horner = |sum: I, &(term, times): &(&I, i128)| sum.product(dx).plus(&term.times(times));
-            terms.iter().fold(I::zero(), horner)
-        };
-        let new_s4 = moved(&[(&len, 1), (s1, 4), (s2, 6), (s3, 4), (s4, 1)]);
-        let new_s3 = moved(&[(&len, 1), (s1, 3), (s2, 3), (s3, 1)]);
-        let new_s2 = moved(&[(&len, 1), (s1, 2), (s2, 1)]);
-        let new_s1 = moved(&[(&len, 1), (s1, 1)]);
-        let new_t2 = moved(&[(t0, 1), (t1, 2), (t2, 1)]);
-        let new_t1 = moved(&[(t0, 1), (t1, 1)]);
-        self.yy += &t0.times(2).plus(&len.product(dy)).product(dy);
-        *t2 = new_t2.plus(&new_s2.product(dy));
+        let [s1, s2, s3, s4, t0, t1, t2, q] = &mut self.sums;
+        // Horner's rule in dx.
+        let next = |sum: &I, term: &I| sum.product(dx).plus(term);
+        let new_s1 = next(&len, s1);
+        let new_s2 = next(&next(&len, &s1.times(2)), s2);
+        let new_s3 = next(&next(&next(&len, &s1.times(3)), &s2.times(3)), s3);
+        *s4 = next(&next(&next(&next(&len, &s1.times(4)), &s2.times(6)), &s3.times(4)), s4);
+        let new_t1 = next(t0, t1);
+        *t2 = next(&next(t0, &t1.times(2)), t2).plus(&new_s2.product(dy));
         *t1 = new_t1.plus(&new_s1.product(dy));
+        *q += &t0.times(2).plus(&len.product(dy)).product(dy);
         *t0 += &len.product(dy);
-        self.x = [new_s1, new_s2, new_s3, new_s4];
+        (*s1, *s2, *s3) = (new_s1, new_s2, new_s3);
     }
 
     /// The same sums in big integers.
     pub fn to_big(&self) -> ScatterSums<BigInt> {
-        ScatterSums {
-            len: self.len,
-            x: std::array::from_fn(|i| self.x[i].to_big()),
-            y: std::array::from_fn(|i| self.y[i].to_big()),
-            yy: self.yy.to_big(),
-        }
+        ScatterSums { len: self.len, sums: std::array::from_fn(|i| self.sums[i].to_big()) }
     }
 }
 
@@ -171,10 +139,11 @@ impl ScatterSums<Int256> {
     }
 
     /// About the means of x and y, within a unit.
+    #[inline(always)]
     fn means(&self) -> (i128, i128) {
         let mean =
             |sum: Int256| sum.to_i128().expect("62 bits times the number of points") / self.len as i128;
-        (mean(self.x[0]), mean(self.y[0]))
+        (mean(self.sums[0]), mean(self.sums[4]))
     }
 }
 
@@ -208,44 +177,53 @@ struct Cramer<T> {
     explained: T,
 }
 
-impl<T: Clone + Add<Output = T> + Sub<Output = T> + Mul<Output = T>> Cramer<T> {
-    fn new<I>(sums: &ScatterSums<I>, number: impl Fn(&I) -> T, n: T) -> Cramer<T> {
-        let [s1, s2, s3, s4] = [0, 1, 2, 3].map(|i| number(&sums.x[i]));
-        let [t0, t1, t2] = [0, 1, 2].map(|i| number(&sums.y[i]));
-        let centred = |sum: T, a: &T, b: &T| n.clone() * sum - a.clone() * b.clone();
-        let (u2, u3, u4) = (centred(s2.clone(), &s1, &s1), centred(s3, &s1, &s2), centred(s4, &s2, &s2));
-        let (v1, v2) = (centred(t1, &s1, &t0), centred(t2, &s2, &t0));
-        let spread = centred(number(&sums.yy), &t0, &t0);
-        let cross = |a: &T, b: &T, c: &T, d: &T| a.clone() * b.clone() - c.clone() * d.clone();
+/// What the formulas need of numbers.
+trait Ring: Clone + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {}
+
+impl<T: Clone + Add<Output = T> + Sub<Output = T> + Mul<Output = T>> Ring for T {}
+
+/// `a·b - c·d`.
+#[inline(always)]
+fn cross<T: Ring>(a: &T, b: &T, c: &T, d: &T) -> T {
+    a.clone() * b.clone() - c.clone() * d.clone()
+}
+
+// Inlined, so that those over balls are compiled for the processor's fused products.
+impl<T: Ring> Cramer<T> {
+    /// From `n` and the sums, in the order of [`ScatterSums::DEGREES`].
+    #[inline(always)]
+    fn new(n: T, [s1, s2, s3, s4, t0, t1, t2, q]: [T; 8]) -> Cramer<T> {
+        let (u2, u3, u4) = (cross(&n, &s2, &s1, &s1), cross(&n, &s3, &s1, &s2), cross(&n, &s4, &s2, &s2));
+        let (v1, v2) = (cross(&n, &t1, &s1, &t0), cross(&n, &t2, &s2, &t0));
+        let spread = cross(&n, &q, &t0, &t0);
         let quadratic = cross(&u2, &v2, &u3, &v1);
         let linear = cross(&u4, &v1, &u3, &v2);
         let explained = v1 * linear.clone() + v2 * quadratic.clone();
-        Cramer { s1, s2, t0, spread, det: cross(&u2, &u4, &u3, &u3), quadratic, linear, explained, n }
+        Cramer { n, s1, s2, t0, spread, det: cross(&u2, &u4, &u3, &u3), quadratic, linear, explained }
     }
 
     /// D times the slope at x.
+    #[inline(always)]
     fn slope(&self, x: T) -> T {
         self.linear.clone() + (x.clone() + x) * self.quadratic.clone()
     }
 
     /// n·D times the fit minus the mean at x.
+    #[inline(always)]
     fn above_mean(&self, x: T) -> T {
         let square = x.clone() * x.clone();
         self.linear.clone() * (self.n.clone() * x - self.s1.clone())
             + self.quadratic.clone() * (self.n.clone() * square - self.s2.clone())
     }
 
-    /// n·D times the fit at x, relative to -base.
-    fn level(&self, x: T, base: T) -> T {
-        (self.t0.clone() + self.n.clone() * base) * self.det.clone() + self.above_mean(x)
-    }
-
-    /// n·D times the residual of (x, y).
-    fn residual(&self, x: T, y: T) -> T {
-        (self.n.clone() * y - self.t0.clone()) * self.det.clone() - self.above_mean(x)
+    /// n·D times `y` minus the mean, y counted as the sums count it.
+    #[inline(always)]
+    fn distance_from_mean(&self, y: T) -> T {
+        (self.n.clone() * y - self.t0.clone()) * self.det.clone()
     }
 
     /// D times n·SSres.
+    #[inline(always)]
     fn unexplained(&self) -> T {
         self.spread.clone() * self.det.clone() - self.explained.clone()
     }
@@ -256,29 +234,31 @@ impl<I: Whole> ScatterFrame<I> {
     /// fewer than three distinct x.
     pub fn fit(&self) -> Option<QuadraticFit> {
         let sums = self.sums.to_big();
-        let cramer = Cramer::new(&sums, BigInt::clone, BigInt::from(sums.len));
+        let cramer = Cramer::new(BigInt::from(sums.len), sums.sums);
         if cramer.det.is_zero() {
             return None;
         }
         let (x_exponent, y_exponent) = (i64::from(self.x_exponent), i64::from(self.y_exponent));
         let (x, y) = (self.end.0.to_big(), self.end.1.to_big());
-        let (origin, base) = (-self.x_reference.to_big(), self.y_reference.to_big());
+        let (origin, zero) = (-self.x_reference.to_big(), -self.y_reference.to_big());
         let n_det = &cramer.n * &cramer.det;
-        let level = |x| BigInt::nearest(&cramer.level(x, base.clone()), &n_det, y_exponent);
-        let slope = |x| BigInt::nearest(&cramer.slope(x), &cramer.det, y_exponent - x_exponent);
+        let level = |num: BigInt| BigInt::nearest(&num, &n_det, y_exponent);
+        let slope = |num: BigInt| BigInt::nearest(&num, &cramer.det, y_exponent - x_exponent);
+        let (at_origin, at_end) = (cramer.above_mean(origin.clone()), cramer.above_mean(x.clone()));
+        let mean = -cramer.distance_from_mean(zero);
         Some(QuadraticFit {
             a: BigInt::nearest(&cramer.quadratic, &cramer.det, y_exponent - 2 * x_exponent),
-            b: slope(origin.clone()),
-            c: level(origin.clone()),
+            b: slope(cramer.slope(origin)),
+            c: level(&mean + at_origin),
             r2: if cramer.spread.is_zero() {
                 1.0
             } else {
                 BigInt::nearest(&cramer.explained, &(&cramer.det * &cramer.spread), 0)
             },
             rmse: BigInt::root(&cramer.unexplained(), &(&cramer.n * &n_det), y_exponent),
-            yhat_end: level(x.clone()),
-            resid_end: BigInt::nearest(&cramer.residual(x.clone(), y), &n_det, y_exponent),
-            slope_end: slope(x),
+            yhat_end: level(mean + &at_end),
+            resid_end: level(cramer.distance_from_mean(y) - at_end),
+            slope_end: slope(cramer.slope(x)),
         })
     }
 }
@@ -292,35 +272,33 @@ impl ScatterFrame<Int256> {
         let mut sums = self.sums.clone();
         let (mean_x, mean_y) = sums.means();
         sums.move_reference(&(-mean_x).into(), &(-mean_y).into());
-        let number = |n: i128| Ball::<P>::from(n);
-        let cramer = Cramer::new(&sums, |&sum| Ball::<P>::from_i256(sum), number(sums.len as i128));
+        let cramer = Cramer::new(Ball::<P>::from(sums.len as i128), sums.sums.map(Ball::from_i256));
         if !cramer.det.is_not_zero() {
             return None;
         }
-        let small = |n: Int256| n.to_i128().expect("of 62 bits");
-        let (x, y) = (number(small(self.end.0) - mean_x), number(small(self.end.1) - mean_y));
-        let origin = number(-small(self.x_reference) - mean_x);
-        let base = number(small(self.y_reference) + mean_y);
+        // All of these have at most 64 bits.
+        let from_mean = |n: Int256, mean: i128| Ball::from_i256(n) - Ball::from(mean);
+        let (x, y) = (from_mean(self.end.0, mean_x), from_mean(self.end.1, mean_y));
+        let origin = Ball::from(0) - from_mean(self.x_reference, -mean_x);
+        let zero = Ball::from(0) - from_mean(self.y_reference, -mean_y);
+        let (at_origin, at_end) = (cramer.above_mean(origin), cramer.above_mean(x));
+        let below_mean = cramer.distance_from_mean(zero);
 
         let per_det = cramer.det.reciprocal();
-        let per_n = cramer.n.reciprocal();
+        let per_n = Ball::from(sums.len as i128).reciprocal();
         let per_n_det = per_n * per_det;
-        let level = |x| (cramer.level(x, base) * per_n_det).decide();
-        let slope = |x| (cramer.slope(x) * per_det).decide();
         let (per_x, unit) = (-self.x_exponent, self.y_exponent);
+        let flat = cramer.spread.is_zero();
+        let r2 = (cramer.explained * (cramer.det * cramer.spread).reciprocal()).decide();
         let fit = QuadraticFit {
             a: scaled((cramer.quadratic * per_det).decide(), unit + 2 * per_x),
-            b: scaled(slope(origin), unit + per_x),
-            c: scaled(level(origin), unit),
-            r2: if cramer.spread.is_zero() {
-                1.0
-            } else {
-                (cramer.explained * (cramer.det * cramer.spread).reciprocal()).decide()
-            },
+            b: scaled((cramer.slope(origin) * per_det).decide(), unit + per_x),
+            c: scaled(((at_origin - below_mean) * per_n_det).decide(), unit),
+            r2: if flat { 1.0 } else { r2 },
             rmse: scaled((cramer.unexplained() * per_n * per_n_det).decide().sqrt(), unit),
-            yhat_end: scaled(level(x), unit),
-            resid_end: scaled((cramer.residual(x, y) * per_n_det).decide(), unit),
-            slope_end: scaled(slope(x), unit + per_x),
+            yhat_end: scaled(((at_end - below_mean) * per_n_det).decide(), unit),
+            resid_end: scaled(((cramer.distance_from_mean(y) - at_end) * per_n_det).decide(), unit),
+            slope_end: scaled((cramer.slope(x) * per_det).decide(), unit + per_x),
         };
         let decided = fit.to_array().iter().all(|metric| !metric.is_nan());
         decided.then_some(fit)
@@ -328,6 +306,7 @@ impl ScatterFrame<Int256> {
 }
 
 /// `value * 2^exponent`, or NaN where that could be more than a change of the exponent. `exponent` is within ±900.
+#[inline(always)]
 fn scaled(value: f64, exponent: i32) -> f64 {
     let scaled = value * power_of_two(exponent);
     let safe = power_of_two(-1000)..=power_of_two(1000);
