@@ -34,7 +34,8 @@ BEGIN
          WHERE c.relnamespace = 'bqx'::pg_catalog.regnamespace
            AND c.relname IN ('pairs', 'baseline_rates', 'rejected_bars', 'm1_staging',
                              'run_ledger', 'job_ledger', 'month_ledger',
-                             'runs', 'jobs', 'progress', 'pair_progress', 'recent', 'storage', 'dashboard')
+                             'runs', 'jobs', 'progress', 'pair_progress', 'recent', 'storage', 'dashboard',
+                             'window_metrics', 'quadratic_fit')
          ORDER BY c.relname
     LOOP
         aside := old.relname || '_before_bqx';
@@ -1623,22 +1624,6 @@ CREATE  FUNCTION "_session_id"() RETURNS TEXT /* String */
 STRICT STABLE PARALLEL RESTRICTED
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', '_session_id_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- src/session.rs
--- requires:
---   _session_id
-
-
--- The _session_id() of every session that is. For callers that may see all of pg_stat_activity.
-CREATE FUNCTION bqx._live_sessions() RETURNS SETOF text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT a.pid || '.' || ((extract(epoch FROM a.backend_start)
-                             - extract(epoch FROM timestamptz '2000-01-01 00:00:00+00')) * 1000000)::bigint
-      FROM pg_stat_activity AS a WHERE a.backend_start IS NOT NULL
-$$;
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -3863,6 +3848,22 @@ END
 $$;
 COMMENT ON FUNCTION bqx.completion_report() IS
     'Rows, months and status of every derived table; per family (pair "all") sums, and mean and deviation across pairs';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/session.rs
+-- requires:
+--   _session_id
+
+
+-- The _session_id() of every session that is. For callers that may see all of pg_stat_activity.
+CREATE FUNCTION bqx._live_sessions() RETURNS SETOF text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT a.pid || '.' || ((extract(epoch FROM a.backend_start)
+                             - extract(epoch FROM timestamptz '2000-01-01 00:00:00+00')) * 1000000)::bigint
+      FROM pg_stat_activity AS a WHERE a.backend_start IS NOT NULL
+$$;
 /* </end connected objects> */
 
 /* <begin connected objects> */

@@ -28,7 +28,8 @@ BEGIN
          WHERE c.relnamespace = 'bqx'::pg_catalog.regnamespace
            AND c.relname IN ('pairs', 'baseline_rates', 'rejected_bars', 'm1_staging',
                              'run_ledger', 'job_ledger', 'month_ledger',
-                             'runs', 'jobs', 'progress', 'pair_progress', 'recent', 'storage', 'dashboard')
+                             'runs', 'jobs', 'progress', 'pair_progress', 'recent', 'storage', 'dashboard',
+                             'window_metrics', 'quadratic_fit')
          ORDER BY c.relname
     LOOP
         aside := old.relname || '_before_bqx';

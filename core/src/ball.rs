@@ -59,6 +59,15 @@ impl<P: Products> Ball<P> {
         }
     }
 
+    /// The number is within `radius` of this.
+    pub fn mid(self) -> DoubleDouble {
+        self.mid
+    }
+
+    pub fn radius(self) -> f64 {
+        self.radius
+    }
+
     /// `1 / self`; unknown if 0 is within the radius.
     #[inline(always)]
     pub fn reciprocal(self) -> Self {

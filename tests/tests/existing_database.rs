@@ -494,6 +494,7 @@ fn relations_of_an_older_system_are_kept_aside() {
             "CREATE VIEW bqx.dashboard AS SELECT 2 AS two",
             "CREATE TABLE bqx.month_ledger (LIKE bqx.jobs) PARTITION BY LIST (state)",
             "CREATE TYPE bqx.pairs AS (a int)",
+            "CREATE TABLE bqx.window_metrics AS SELECT 6 AS six", // the name of a type of ours
             "CREATE INDEX rejected_bars ON bqx.jobs (state)",
             "CREATE TABLE bqx.something_else AS SELECT 3 AS three",
             "CREATE SCHEMA bqx_ml",
@@ -514,6 +515,7 @@ fn relations_of_an_older_system_are_kept_aside() {
         ("month_ledger", "month_ledger_before_bqx"),
         ("pairs", "pairs_before_bqx"),
         ("rejected_bars", "rejected_bars_before_bqx"),
+        ("window_metrics", "window_metrics_before_bqx"),
     ] {
         let names_it = |n: &&String| {
             n.starts_with("WARNING")
@@ -522,7 +524,7 @@ fn relations_of_an_older_system_are_kept_aside() {
         };
         assert_eq!(told.iter().filter(names_it).count(), 1, "bqx.{old}: {told:?}");
     }
-    assert_eq!(told.len(), 10, "{told:?}");
+    assert_eq!(told.len(), 11, "{told:?}");
     let kept = "SELECT (SELECT string_agg(concat_ws(' ', pair, baseline_date, baseline_rate), ', ' ORDER BY pair) \
                           FROM bqx.baseline_rates_before_bqx), \
                        (SELECT count(*) FROM bqx.runs_before_bqx), (SELECT count(*) FROM bqx.jobs_before_bqx), \
@@ -530,8 +532,8 @@ fn relations_of_an_older_system_are_kept_aside() {
                        (SELECT one FROM bqx.storage_before_bqx), (SELECT two FROM bqx.dashboard_before_bqx_2), \
                        nextval('bqx.recent_before_bqx'), (SELECT three FROM bqx.something_else), \
                        (SELECT four FROM bqx_ml.features), (ROW(5)::bqx.pairs_before_bqx).a, \
-                       (SELECT count(*) > 4000 FROM bqx.m1_eurusd)";
-    let values = "EURUSD 2024-07-01 1.080000, XXXYYY 2024-07-02 2.000000|5|2|1|1|2|1|3|4|5|t";
+                       (SELECT count(*) > 4000 FROM bqx.m1_eurusd), (SELECT six FROM bqx.window_metrics_before_bqx)";
+    let values = "EURUSD 2024-07-01 1.080000, XXXYYY 2024-07-02 2.000000|5|2|1|1|2|1|3|4|5|t|6";
     assert_eq!(row(&mut session, kept), values);
     // Ours are ours, theirs are not.
     let members = "SELECT string_agg(d.objid::regclass::text, ' ') FROM pg_depend AS d \
