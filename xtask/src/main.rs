@@ -39,7 +39,7 @@ enum Command {
     /// Regenerate the extension's install script, sql/bqx--VERSION.sql
     Schema(schema::SchemaArgs),
     /// Benchmarks in PostgreSQL
-    Bench,
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +58,6 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Demo(args) => demo::command(&shell, pg_config, &args),
         Command::Test(args) => test::command(&shell, pg_config, &args),
         Command::Schema(args) => schema::command(&shell, pg_config, &args),
-        Command::Bench => Ok(bench::command()),
+        Command::Bench(args) => bench::command(&shell, pg_config, &args),
     }
 }
