@@ -1,9 +1,13 @@
-//! Rows per second of [`FrameRows`], one core, by family, window and arithmetic.
+//! Rows per second, one core: [`FrameRows`] by family, window and arithmetic; the states of the aggregates by
+//! length of a sliding frame.
 
 use std::hint::black_box;
 
 use bqx_core::columns::{Column, Family, columns};
 use bqx_core::frame_rows::{Arithmetic, FrameRows};
+use bqx_core::quadratic_aggregate::QuadraticAggregate;
+use bqx_core::scatter_aggregate::ScatterAggregate;
+use bqx_core::window_aggregate::WindowAggregate;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
@@ -64,5 +68,53 @@ fn kernels(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, kernels);
+/// A sliding frame of `len` rows: every row comes in, is looked at, and leaves. `row` does that, given the row's
+/// position, its value and, once the frame is full, the value that leaves.
+fn slide(
+    c: &mut Criterion,
+    name: &str,
+    values: &[f64],
+    len: usize,
+    row: &mut dyn FnMut(usize, f64, Option<f64>),
+) {
+    let mut group = c.benchmark_group("aggregates");
+    group.throughput(Throughput::Elements(values.len() as u64)).sample_size(10);
+    let mut position = 0;
+    group.bench_function(format!("{name}/{len}"), |b| {
+        b.iter(|| {
+            for _ in 0..values.len() {
+                let at = |position: usize| values[position % values.len()];
+                row(position, at(position), (position >= len).then(|| at(position - len)));
+                position += 1;
+            }
+        })
+    });
+    group.finish();
+}
+
+fn aggregates(c: &mut Criterion) {
+    let values = walk(BARS, 100.0);
+    for len in [63, 630, 6300] {
+        let mut window = WindowAggregate::moving();
+        slide(c, "bqx_window_metrics", &values, len, &mut |_, value, leaving| {
+            window.push(Some(value));
+            assert!(leaving.is_none_or(|value| window.drop_oldest(Some(value))));
+            black_box(window.metrics());
+        });
+        let mut sequence = QuadraticAggregate::moving();
+        slide(c, "quadratic_reg(y)", &values, len, &mut |_, value, leaving| {
+            sequence.push(value);
+            assert!(leaving.is_none_or(|value| sequence.drop_oldest(value)));
+            black_box(sequence.fit());
+        });
+        let mut scatter = ScatterAggregate::moving();
+        slide(c, "quadratic_reg(y, x)", &values, len, &mut |position, value, leaving| {
+            scatter.push(position as f64, value);
+            assert!(leaving.is_none_or(|value| scatter.drop_oldest((position - len) as f64, value)));
+            black_box(scatter.fit());
+        });
+    }
+}
+
+criterion_group!(benches, kernels, aggregates);
 criterion_main!(benches);

@@ -22,6 +22,14 @@ impl Int256 {
         (high == low >> 127).then_some(low)
     }
 
+    /// About the same number: within 2^-50 of it.
+    #[inline(always)]
+    pub fn to_f64(self) -> f64 {
+        const HIGH: f64 = 2.0 * (1u128 << 127) as f64;
+        let (high, low) = self.0.into_words();
+        high as f64 * HIGH + low as u128 as f64
+    }
+
     /// Significant bits.
     pub fn bit_length(self) -> u32 {
         256 - self.0.unsigned_abs().leading_zeros()

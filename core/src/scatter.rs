@@ -1,6 +1,6 @@
 //! Quadratic least squares of points (x, y) with any x.
 //!
-//! With x and y in integers, each relative to about its mean, let n be the number of points, Sk = Σ x^k,
+//! With x and y in integers, let n be the number of points, Sk = Σ x^k,
 //! Tk = Σ x^k·y, Q = Σ y², and
 //!
 //! * u2 = n·S2 - S1², u3 = n·S3 - S1·S2, u4 = n·S4 - S2²,
@@ -33,7 +33,7 @@ use num_traits::Zero;
 use serde::{Deserialize, Serialize};
 
 use crate::ball::Ball;
-use crate::fixed::{Quotient, Whole, power_of_two};
+use crate::fixed::{Quotient, Whole, bit_length, power_of_two};
 use crate::int256::Int256;
 use crate::quadratic::QuadraticFit;
 use crate::rounding::Products;
@@ -132,18 +132,44 @@ impl<I: Whole> ScatterSums<I> {
 }
 
 impl ScatterSums<Int256> {
-    /// Whether sums of `len` points, `|x| <= 2^x_bits` and `|y| <= 2^62`, fit their 256 bits, also while and after
-    /// they are moved to the mean: that takes 2^4 times the bound of Σ x⁴, n·x⁴.
+    /// Whether the sums of `len` points fit their 256 bits, if `|x| < 2^x_bits` and `|y| < 2^63` wherever within
+    /// twice these the integers are counted from, also while they are [moved](Self::move_reference): Σ (x + d)⁴ and all
+    /// of its terms then stay below n·(4x)⁴, which is n·x⁴·2^8.
     pub fn holds(len: usize, x_bits: u32) -> bool {
-        u64::BITS - (len as u64).leading_zeros() + 4 * x_bits <= 250
+        bit_length(len as u64) + 4 * x_bits <= 246
     }
 
-    /// About the means of x and y, within a unit.
-    #[inline(always)]
-    fn means(&self) -> (i128, i128) {
-        let mean =
-            |sum: Int256| sum.to_i128().expect("62 bits times the number of points") / self.len as i128;
-        (mean(self.sums[0]), mean(self.sums[4]))
+    /// [`push`](Self::push) and [`drop`](Self::drop) of machine integers, by `sign` 1 and -1.
+    #[inline]
+    pub fn count(&mut self, x: i64, y: i64, sign: i64) {
+        self.len = self.len.wrapping_add_signed(sign as isize);
+        let (x, y, signed_x, signed_y) =
+            (i128::from(x), i128::from(y), i128::from(x * sign), i128::from(y * sign));
+        let square = Int256::from(x * x);
+        let signed_square = Int256::from(x * signed_x);
+        let terms = [
+            signed_x.into(),
+            signed_square,
+            square.times(signed_x),
+            square.product(&signed_square),
+            signed_y.into(),
+            (x * signed_y).into(),
+            square.times(signed_y),
+            (y * signed_y).into(),
+        ];
+        self.sums.iter_mut().zip(terms).for_each(|(sum, term)| *sum += &term);
+    }
+
+    /// The means of x and y, rounded to integers, if the points are much farther from 0 than from each other, so that
+    /// formulas over the sums would cancel: x by twice its deviation (that counts four times), y by a thousand.
+    #[inline]
+    pub fn far_means(&self) -> Option<(i64, i64)> {
+        let n = self.len as f64;
+        let [s1, s2, _, _, t0, _, _, q] = [0, 1, 2, 3, 4, 5, 6, 7].map(|i| self.sums[i].to_f64());
+        let far = |sum: f64, squares: f64, share: f64| sum.abs() >= n && sum * sum > share * n * squares;
+        let is_far = far(s1, s2, 0.8) || far(t0, q, 1.0 - 1e-6);
+        let mean = |sum: Int256| (sum.to_i128().expect("at most 2^64 times n") / self.len as i128) as i64;
+        is_far.then(|| (mean(self.sums[0]), mean(self.sums[4])))
     }
 }
 
@@ -151,7 +177,7 @@ impl ScatterSums<Int256> {
 // The fit
 // ---------------------------------------------------------------------------------------------------------
 
-/// Where results are counted from: x = (integer + x_reference) * 2^x_exponent, y likewise, and the point of
+/// Sums, what they are counted from: x = (integer + x_reference) * 2^x_exponent, y likewise; and the point of
 /// greatest x.
 #[derive(Clone, Debug)]
 pub struct ScatterFrame<I> {
@@ -264,28 +290,26 @@ impl<I: Whole> ScatterFrame<I> {
 }
 
 impl ScatterFrame<Int256> {
-    /// [`fit`](Self::fit) without big integers, or `None` where that cannot tell every metric.
-    ///
-    /// Moving the sums to the mean first keeps the cancellation in u2 … V small.
+    /// [`fit`](Self::fit) without big integers, or `None` where that cannot tell every metric. That is rare if the
+    /// points are not far from 0: see [`ScatterSums::far_means`].
     #[inline(always)]
     pub fn estimate<P: Products>(&self) -> Option<QuadraticFit> {
-        let mut sums = self.sums.clone();
-        let (mean_x, mean_y) = sums.means();
-        sums.move_reference(&(-mean_x).into(), &(-mean_y).into());
-        let cramer = Cramer::new(Ball::<P>::from(sums.len as i128), sums.sums.map(Ball::from_i256));
+        let ball = |n: &Int256| Ball::<P>::from_i256(*n);
+        let n = Ball::<P>::from(self.sums.len as i128);
+        let [s1, s2, s3, s4, t0, t1, t2, q] = &self.sums.sums;
+        let cramer =
+            Cramer::new(n, [ball(s1), ball(s2), ball(s3), ball(s4), ball(t0), ball(t1), ball(t2), ball(q)]);
         if !cramer.det.is_not_zero() {
             return None;
         }
-        // All of these have at most 64 bits.
-        let from_mean = |n: Int256, mean: i128| Ball::from_i256(n) - Ball::from(mean);
-        let (x, y) = (from_mean(self.end.0, mean_x), from_mean(self.end.1, mean_y));
-        let origin = Ball::from(0) - from_mean(self.x_reference, -mean_x);
-        let zero = Ball::from(0) - from_mean(self.y_reference, -mean_y);
+        let (x, y) = (ball(&self.end.0), ball(&self.end.1));
+        let origin = Ball::from(0) - ball(&self.x_reference);
+        let zero = Ball::from(0) - ball(&self.y_reference);
         let (at_origin, at_end) = (cramer.above_mean(origin), cramer.above_mean(x));
         let below_mean = cramer.distance_from_mean(zero);
 
         let per_det = cramer.det.reciprocal();
-        let per_n = Ball::from(sums.len as i128).reciprocal();
+        let per_n = n.reciprocal();
         let per_n_det = per_n * per_det;
         let (per_x, unit) = (-self.x_exponent, self.y_exponent);
         let flat = cramer.spread.is_zero();

@@ -6,7 +6,7 @@ use num_bigint::BigInt;
 use serde::{Deserialize, Serialize};
 
 use crate::extrema::{MovingMaximum, give_back};
-use crate::fixed::{Axis, Grid, Whole, bit_length};
+use crate::fixed::{Axis, Grid, bit_length};
 use crate::int256::Int256;
 use crate::quadratic::QuadraticFit;
 use crate::rounding::{Fused, Split, lowest_power};
@@ -29,8 +29,18 @@ pub struct ScatterAggregate {
 /// Sums, and where their integers are counted from.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Form {
-    Narrow { x: Axis, y: Axis, sums: ScatterSums<Int256> },
-    Wide { x_exponent: i32, y_exponent: i32, sums: ScatterSums<BigInt> },
+    /// Along the axes, from a point on them that is kept near the points.
+    Narrow {
+        x: Axis,
+        y: Axis,
+        centre: (i64, i64),
+        sums: ScatterSums<Int256>,
+    },
+    Wide {
+        x_exponent: i32,
+        y_exponent: i32,
+        sums: ScatterSums<BigInt>,
+    },
 }
 
 /// What is known of the points besides their sums. The end is the finite point of greatest x and, among those, of
@@ -150,7 +160,7 @@ impl ScatterAggregate {
     }
 
     /// The fit; `None` for fewer than three distinct x, or if a point is not finite. Overflow gives ±∞.
-    pub fn fit(&self) -> Option<QuadraticFit> {
+    pub fn fit(&mut self) -> Option<QuadraticFit> {
         if self.len < 3 || self.not_finite > 0 {
             return None;
         }
@@ -171,7 +181,7 @@ impl Form {
     /// Sums of nothing, on these grids, counted along these axes.
     fn of_none((x_exponent, x): (i32, Option<Axis>), (y_exponent, y): (i32, Option<Axis>)) -> Form {
         match (x, y) {
-            (Some(x), Some(y)) => Form::Narrow { x, y, sums: Default::default() },
+            (Some(x), Some(y)) => Form::Narrow { x, y, centre: (0, 0), sums: Default::default() },
             _ => Form::Wide { x_exponent, y_exponent, sums: Default::default() },
         }
     }
@@ -203,12 +213,13 @@ impl Form {
 
     /// Makes room for the point.
     fn admit(&mut self, point: (f64, f64)) {
-        if let Form::Narrow { x, y, sums } = self {
+        if let Form::Narrow { x, y, centre, sums } = self {
             if let (Some((new_x, x_bits)), Some((new_y, y_bits))) = (x.extended(point.0), y.extended(point.1))
                 && holds(sums.len() + 1, &new_x)
             {
                 if x_bits + y_bits > 0 {
                     sums.refine(x_bits, y_bits);
+                    *centre = (centre.0 << x_bits, centre.1 << y_bits);
                 }
                 (*x, *y) = (new_x, new_y);
                 return;
@@ -221,7 +232,9 @@ impl Form {
     /// Adds a point that there is room for.
     fn add(&mut self, point: (f64, f64)) {
         match self {
-            Form::Narrow { x, y, sums } => sums.push(&narrow(x, point.0), &narrow(y, point.1)),
+            Form::Narrow { x, y, centre, sums } => {
+                sums.count(x.y(point.0) - centre.0, y.y(point.1) - centre.1, 1);
+            }
             Form::Wide { x_exponent, y_exponent, sums } => {
                 sums.push(&wide(*x_exponent, point.0), &wide(*y_exponent, point.1));
             }
@@ -230,7 +243,9 @@ impl Form {
 
     fn drop(&mut self, point: (f64, f64)) {
         match self {
-            Form::Narrow { x, y, sums } => sums.drop(&narrow(x, point.0), &narrow(y, point.1)),
+            Form::Narrow { x, y, centre, sums } => {
+                sums.count(x.y(point.0) - centre.0, y.y(point.1) - centre.1, -1);
+            }
             Form::Wide { x_exponent, y_exponent, sums } => {
                 sums.drop(&wide(*x_exponent, point.0), &wide(*y_exponent, point.1));
             }
@@ -238,9 +253,9 @@ impl Form {
     }
 
     fn widen(&mut self) {
-        if let Form::Narrow { x, y, sums } = self {
+        if let Form::Narrow { x, y, centre, sums } = self {
             let mut sums = sums.to_big();
-            sums.move_reference(&x.reference().into(), &y.reference().into());
+            sums.move_reference(&(x.reference() + centre.0).into(), &(y.reference() + centre.1).into());
             *self = Form::Wide { x_exponent: x.exponent(), y_exponent: y.exponent(), sums };
         }
     }
@@ -272,9 +287,8 @@ impl Form {
 
     /// Merges narrow sums if there are axes for both.
     fn merge_narrow(&mut self, other: &Form) -> bool {
-        let (Form::Narrow { x, y, sums }, Form::Narrow { x: other_x, y: other_y, sums: more }) =
-            (self, other)
-        else {
+        let Form::Narrow { x, y, centre, sums } = self else { return false };
+        let Form::Narrow { x: other_x, y: other_y, centre: other_centre, sums: more } = other else {
             return false;
         };
         let (Some((new_x, x_bits, dx)), Some((new_y, y_bits, dy))) = (x.merged(other_x), y.merged(other_y))
@@ -283,10 +297,16 @@ impl Form {
         };
         let fits = holds(sums.len() + more.len(), &new_x);
         if fits {
+            sums.refine(x_bits[0], y_bits[0]);
+            *centre = (centre.0 << x_bits[0], centre.1 << y_bits[0]);
             let mut more = more.clone();
             more.refine(x_bits[1], y_bits[1]);
-            more.move_reference(&i128::from(dx).into(), &i128::from(dy).into());
-            sums.refine(x_bits[0], y_bits[0]);
+            let from_centre = |distance: i64, other: i64, bits: u32, own: i64| {
+                Int256::from(i128::from(distance) + (i128::from(other) << bits) - i128::from(own))
+            };
+            let dx = from_centre(dx, other_centre.0, x_bits[1], centre.0);
+            let dy = from_centre(dy, other_centre.1, y_bits[1], centre.1);
+            more.move_reference(&dx, &dy);
             sums.merge(&more);
             (*x, *y) = (new_x, new_y);
         }
@@ -305,16 +325,28 @@ impl Form {
         }
     }
 
-    fn fit(&self, end: (f64, f64)) -> Option<QuadraticFit> {
+    /// Brings the centre near the points, if it is far from them.
+    fn centre(&mut self) {
+        if let Form::Narrow { centre, sums, .. } = self
+            && let Some((x, y)) = sums.far_means()
+        {
+            sums.move_reference(&i128::from(-x).into(), &i128::from(-y).into());
+            *centre = (centre.0 + x, centre.1 + y);
+        }
+    }
+
+    fn fit(&mut self, end: (f64, f64)) -> Option<QuadraticFit> {
+        self.centre();
         match self {
-            Form::Narrow { x, y, sums } => {
+            Form::Narrow { x, y, centre, sums } => {
+                let whole = |n: i64| Int256::from(i128::from(n));
                 let frame = ScatterFrame {
                     sums: sums.clone(),
-                    x_reference: i128::from(x.reference()).into(),
-                    y_reference: i128::from(y.reference()).into(),
+                    x_reference: whole(x.reference() + centre.0),
+                    y_reference: whole(y.reference() + centre.1),
                     x_exponent: x.exponent(),
                     y_exponent: y.exponent(),
-                    end: (narrow(x, end.0), narrow(y, end.1)),
+                    end: (whole(x.y(end.0) - centre.0), whole(y.y(end.1) - centre.1)),
                 };
                 estimate(&frame).or_else(|| frame.fit())
             }
@@ -339,10 +371,6 @@ fn axis_of(values: impl Iterator<Item = f64> + Clone) -> (i32, Option<Axis>) {
 
 fn holds(len: usize, x: &Axis) -> bool {
     ScatterSums::holds(len, bit_length(x.reach()))
-}
-
-fn narrow(axis: &Axis, value: f64) -> Int256 {
-    Int256::from_i128(axis.y(value).into())
 }
 
 fn wide(exponent: i32, value: f64) -> BigInt {

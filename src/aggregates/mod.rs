@@ -64,12 +64,12 @@ impl Composite {
         for ((value, null), metric) in cells.zip(metrics.into_iter().flatten()) {
             (*value, *null) = (pg_sys::Datum::from(metric.to_bits()), !metric.is_finite());
         }
-        // Safety: the descriptor has 1 + M columns of these types, which `result_desc` checks; a composite datum is
-        // the header of a formed tuple.
+        // Safety: the descriptor has 1 + M columns of these types, which `result_desc` checks. The header of a formed
+        // tuple is a composite datum if, as here, no value is stored out of line.
         unsafe {
             let tuple =
                 pg_sys::heap_form_tuple(result_desc(fcinfo, M), values.as_mut_ptr(), nulls.as_mut_ptr());
-            Composite(pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data))
+            Composite(pg_sys::Datum::from((*tuple).t_data))
         }
     }
 }

@@ -104,10 +104,10 @@ LANGUAGE c IMMUTABLE PARALLEL SAFE AS '@MODULE_PATHNAME@', '@FUNCTION_NAME@';
 ",
     requires = ["aggregate_types"]
 )]
-fn _quadratic_reg_xy_final(state: Internal, fcinfo: pg_sys::FunctionCallInfo) -> Composite {
+fn _quadratic_reg_xy_final(mut state: Internal, fcinfo: pg_sys::FunctionCallInfo) -> Composite {
     // Safety: a state is this file's (see `state_or`), and it is this function's own call.
     unsafe {
-        let (n, fit) = match state.get::<ScatterAggregate>() {
+        let (n, fit) = match state.get_mut::<ScatterAggregate>() {
             Some(frame) => (frame.len(), frame.fit()),
             None => (0, None),
         };
