@@ -17,7 +17,7 @@ use crate::fixed::{Grid, NarrowRun, WideRun};
 use crate::quadratic::{
     self, QuadraticConstants, QuadraticFrame, QuadraticInputs, QuadraticMoments, QuadraticSums,
 };
-use crate::rounding::{DoubleDouble, Fused, Products, Split};
+use crate::rounding::{DoubleDouble, Products, WithProducts, with_best_products};
 use crate::window::{self, Metric, WindowConstants, WindowFrame, WindowInputs, WindowMoments, WindowSums};
 
 /// Rows computed at a time: the working set of a window stays in the first-level cache.
@@ -73,8 +73,8 @@ impl<'a> FrameRows<'a> {
     ) -> Result<Self, NotFinite> {
         let grid = Grid::of(values.iter().copied())?;
         let narrow = NarrowRun::new(values, grid).filter(|_| arithmetic != Arithmetic::Wide);
-        let fused = arithmetic == Arithmetic::Best && Fused::is_available();
-        let mut run = Run { values, narrow, wide: None, fused };
+        let portable = arithmetic == Arithmetic::Portable;
+        let mut run = Run { values, narrow, wide: None, portable };
         let mut rate_index = Vec::new();
         let mut groups: Vec<Group> = Vec::new();
         for (position, &column) in columns.iter().enumerate() {
@@ -142,7 +142,7 @@ struct Run<'a> {
     narrow: Option<NarrowRun>,
     /// Made when the first window needs it.
     wide: Option<WideRun>,
-    fused: bool,
+    portable: bool,
 }
 
 impl Run<'_> {
@@ -248,26 +248,21 @@ trait Lanes {
     type Constants;
 
     fn estimate<P: Products>(&self, constants: &Self::Constants, block: &mut Block);
-
-    /// [`Lanes::estimate`] with the products that the processor does best.
-    fn estimate_best(&self, fused: bool, constants: &Self::Constants, block: &mut Block) {
-        if fused {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: `fused` is what [`Fused::is_available`] found out, which asks the processor for both features.
-            unsafe {
-                return estimate_fused(self, constants, block);
-            }
-            #[cfg(target_arch = "aarch64")]
-            return self.estimate::<Fused>(constants, block);
-        }
-        self.estimate::<Split>(constants, block)
-    }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn estimate_fused<L: Lanes + ?Sized>(lanes: &L, constants: &L::Constants, block: &mut Block) {
-    lanes.estimate::<Fused>(constants, block)
+/// The estimates of a block.
+struct BlockEstimate<'a, L: Lanes> {
+    lanes: &'a L,
+    constants: &'a L::Constants,
+}
+
+impl<L: Lanes> WithProducts for BlockEstimate<'_, L> {
+    type Output = Block;
+
+    #[inline(always)]
+    fn run<P: Products>(&self, block: &mut Block) {
+        self.lanes.estimate::<P>(self.constants, block);
+    }
 }
 
 /// A lane of [`DoubleDouble`]s.
@@ -423,7 +418,8 @@ impl Kernel for NarrowWindow {
             lanes.excess.set(i, DoubleDouble::from_integer(moments.excess));
             lanes.spread.set(i, DoubleDouble::from_large(moments.spread));
         }
-        lanes.estimate_best(run.fused, &self.constants, block);
+        let constants = &self.constants;
+        with_best_products(&BlockEstimate { lanes, constants }, run.portable, block);
         settle(cells, n, block, |row, metric| self.frame(narrow, row).metric(Metric::ALL[metric]));
     }
 }
@@ -546,7 +542,8 @@ impl Kernel for NarrowQuadratic {
             lanes.curvature.set(i, DoubleDouble::from_integer(moments.curvature));
             lanes.spread.set(i, DoubleDouble::from_large(moments.spread));
         }
-        lanes.estimate_best(run.fused, &self.constants, block);
+        let constants = &self.constants;
+        with_best_products(&BlockEstimate { lanes, constants }, run.portable, block);
         settle(cells, n, block, |row, metric| self.metric(narrow, row, RegMetric::ALL[metric]));
     }
 }

@@ -25,7 +25,7 @@ use num_bigint::BigInt;
 use crate::columns::RegMetric;
 use crate::fixed::{Quotient, Whole, bit_length};
 use crate::moving_sums::{Sums, SumsShape};
-use crate::rounding::{DoubleDouble, Fused, Products, Split, decide, two_sum};
+use crate::rounding::{DoubleDouble, Products, WithProducts, decide, two_sum};
 
 /// A fitted parabola `a·x² + b·x + c`, x = 0 for the oldest value. All but `r2` have the values' unit (per step and
 /// per step² for the slopes and `a`). Overflow gives ±∞.
@@ -438,21 +438,17 @@ pub fn estimate<P: Products>(constants: &QuadraticConstants, frame: &QuadraticIn
     }
 }
 
-/// [`estimate`] with the products that the processor does best.
-#[inline]
-pub fn estimate_best(constants: &QuadraticConstants, frame: &QuadraticInputs) -> QuadraticFit {
-    if Fused::is_available() {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: [`Fused::is_available`] asks the processor for both features.
-        return unsafe { estimate_fused(constants, frame) };
-        #[cfg(target_arch = "aarch64")]
-        return estimate::<Fused>(constants, frame);
-    }
-    estimate::<Split>(constants, frame)
+/// [`estimate`] as a computation for [`with_best_products`](crate::rounding::with_best_products).
+pub struct Estimate<'a> {
+    pub constants: &'a QuadraticConstants,
+    pub frame: &'a QuadraticInputs,
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn estimate_fused(constants: &QuadraticConstants, frame: &QuadraticInputs) -> QuadraticFit {
-    estimate::<Fused>(constants, frame)
+impl WithProducts for Estimate<'_> {
+    type Output = QuadraticFit;
+
+    #[inline(always)]
+    fn run<P: Products>(&self, output: &mut QuadraticFit) {
+        *output = estimate::<P>(self.constants, self.frame);
+    }
 }

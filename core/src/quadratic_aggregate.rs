@@ -10,7 +10,7 @@ use crate::per_length::PerLength;
 use crate::quadratic::{
     self, QuadraticConstants, QuadraticFit, QuadraticFrame, QuadraticInputs, QuadraticShape, QuadraticSums,
 };
-use crate::rounding::DoubleDouble;
+use crate::rounding::{DoubleDouble, with_best_products};
 
 /// The state of the aggregate.
 ///
@@ -136,7 +136,10 @@ fn estimated(frame: &QuadraticFrame<i128>, constants: &QuadraticConstants, newes
         spread: DoubleDouble::from_large(moments.spread),
         newest,
     };
-    let mut fit = quadratic::estimate_best(constants, &inputs).to_array();
+    let estimate = quadratic::Estimate { constants, frame: &inputs };
+    let mut estimated = QuadraticFit::default();
+    with_best_products(&estimate, false, &mut estimated);
+    let mut fit = estimated.to_array();
     for (value, &metric) in fit.iter_mut().zip(RegMetric::ALL) {
         if value.is_nan() {
             *value = frame.metric(metric);

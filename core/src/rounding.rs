@@ -206,12 +206,40 @@ impl Products for Fused {
 
 impl Fused {
     /// Whether the processor has fused multiply-add (and 256-bit vectors where that is a question).
-    pub fn is_available() -> bool {
+    fn is_available() -> bool {
         #[cfg(target_arch = "x86_64")]
         return is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2");
         #[cfg(not(target_arch = "x86_64"))]
         return cfg!(target_arch = "aarch64");
     }
+}
+
+/// A computation with products of either kind, whose results do not depend on the kind.
+pub trait WithProducts {
+    type Output;
+
+    /// To be `#[inline(always)]`: compiled once for each kind of processor. (Results go through a reference of their
+    /// own so that loops over lanes become vector instructions: the compiler knows that it aliases nothing.)
+    fn run<P: Products>(&self, output: &mut Self::Output);
+}
+
+/// Runs a computation with the products that the processor does best; portable ones, if asked for.
+#[inline]
+pub fn with_best_products<C: WithProducts>(computation: &C, portable: bool, output: &mut C::Output) {
+    if !portable && Fused::is_available() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: [`Fused::is_available`] asks the processor for both features.
+        return unsafe { run_fused(computation, output) };
+        #[cfg(target_arch = "aarch64")]
+        return computation.run::<Fused>(output);
+    }
+    computation.run::<Split>(output)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn run_fused<C: WithProducts>(computation: &C, output: &mut C::Output) {
+    computation.run::<Fused>(output)
 }
 
 /// Products by splitting the factors into halves (Dekker, Veltkamp): for all processors.

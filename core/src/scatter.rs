@@ -36,7 +36,7 @@ use crate::ball::Ball;
 use crate::fixed::{Quotient, Whole, bit_length, power_of_two};
 use crate::int256::Int256;
 use crate::quadratic::QuadraticFit;
-use crate::rounding::Products;
+use crate::rounding::{Products, WithProducts};
 
 // ---------------------------------------------------------------------------------------------------------
 // Sums
@@ -326,6 +326,16 @@ impl ScatterFrame<Int256> {
         };
         let decided = fit.to_array().iter().all(|metric| !metric.is_nan());
         decided.then_some(fit)
+    }
+}
+
+/// [`ScatterFrame::estimate`] as a computation for [`with_best_products`](crate::rounding::with_best_products).
+impl WithProducts for ScatterFrame<Int256> {
+    type Output = Option<QuadraticFit>;
+
+    #[inline(always)]
+    fn run<P: Products>(&self, output: &mut Option<QuadraticFit>) {
+        *output = self.estimate::<P>();
     }
 }
 

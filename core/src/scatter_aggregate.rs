@@ -9,7 +9,7 @@ use crate::extrema::{MovingMaximum, give_back};
 use crate::fixed::{Axis, Grid, bit_length};
 use crate::int256::Int256;
 use crate::quadratic::QuadraticFit;
-use crate::rounding::{Fused, Split, lowest_power};
+use crate::rounding::{lowest_power, with_best_products};
 use crate::scatter::{ScatterFrame, ScatterSums};
 
 /// The state of the aggregate.
@@ -348,7 +348,9 @@ impl Form {
                     y_exponent: y.exponent(),
                     end: (whole(x.y(end.0) - centre.0), whole(y.y(end.1) - centre.1)),
                 };
-                estimate(&frame).or_else(|| frame.fit())
+                let mut estimated = None;
+                with_best_products(&frame, false, &mut estimated);
+                estimated.or_else(|| frame.fit())
             }
             Form::Wide { x_exponent, y_exponent, sums } => ScatterFrame {
                 sums: sums.clone(),
@@ -375,22 +377,4 @@ fn holds(len: usize, x: &Axis) -> bool {
 
 fn wide(exponent: i32, value: f64) -> BigInt {
     Grid { exponent, bits: 0 }.whole(value)
-}
-
-/// [`ScatterFrame::estimate`] with the products that the processor does best.
-fn estimate(frame: &ScatterFrame<Int256>) -> Option<QuadraticFit> {
-    if Fused::is_available() {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: [`Fused::is_available`] asks the processor for both features.
-        return unsafe { estimate_fused(frame) };
-        #[cfg(target_arch = "aarch64")]
-        return frame.estimate::<Fused>();
-    }
-    frame.estimate::<Split>()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn estimate_fused(frame: &ScatterFrame<Int256>) -> Option<QuadraticFit> {
-    frame.estimate::<Fused>()
 }

@@ -21,7 +21,7 @@ use num_bigint::BigInt;
 use crate::columns::{AggMetric, WindowMetric};
 use crate::fixed::{Quotient, Whole, bit_length};
 use crate::moving_sums::{Sums, SumsShape};
-use crate::rounding::{DoubleDouble, Fused, Products, Split, decide, two_sum};
+use crate::rounding::{DoubleDouble, Products, WithProducts, decide, two_sum};
 
 /// The metrics of a backward window. The discriminants index [`WindowMetrics::to_array`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -350,23 +350,19 @@ pub fn estimate<P: Products>(constants: &WindowConstants, frame: &WindowInputs) 
     }
 }
 
-/// [`estimate`] with the products that the processor does best.
-#[inline]
-pub fn estimate_best(constants: &WindowConstants, frame: &WindowInputs) -> WindowMetrics {
-    if Fused::is_available() {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: [`Fused::is_available`] asks the processor for both features.
-        return unsafe { estimate_fused(constants, frame) };
-        #[cfg(target_arch = "aarch64")]
-        return estimate::<Fused>(constants, frame);
-    }
-    estimate::<Split>(constants, frame)
+/// [`estimate`] as a computation for [`with_best_products`](crate::rounding::with_best_products).
+pub struct Estimate<'a> {
+    pub constants: &'a WindowConstants,
+    pub frame: &'a WindowInputs,
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn estimate_fused(constants: &WindowConstants, frame: &WindowInputs) -> WindowMetrics {
-    estimate::<Fused>(constants, frame)
+impl WithProducts for Estimate<'_> {
+    type Output = WindowMetrics;
+
+    #[inline(always)]
+    fn run<P: Products>(&self, output: &mut WindowMetrics) {
+        *output = estimate::<P>(self.constants, self.frame);
+    }
 }
 
 /// [`relative_change`] of two values of a run, or NaN where the estimate cannot tell.

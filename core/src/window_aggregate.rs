@@ -7,7 +7,7 @@ use crate::extrema::{MovingMaximum, give_back};
 use crate::fixed::{Grid, Quotient, Whole};
 use crate::moving_sums::{Form, MovingSums};
 use crate::per_length::PerLength;
-use crate::rounding::DoubleDouble;
+use crate::rounding::{DoubleDouble, with_best_products};
 use crate::window::{
     self, Metric, WindowConstants, WindowFrame, WindowInputs, WindowMetrics, WindowShape, WindowSums,
 };
@@ -245,7 +245,10 @@ fn estimated(frame: &WindowFrame<i128>, constants: &WindowConstants, values: &Va
         max: values.max,
         min: values.min,
     };
-    let mut metrics = window::estimate_best(constants, &inputs).to_array();
+    let estimate = window::Estimate { constants, frame: &inputs };
+    let mut estimated = WindowMetrics::default();
+    with_best_products(&estimate, false, &mut estimated);
+    let mut metrics = estimated.to_array();
     for (value, metric) in metrics.iter_mut().zip(Metric::ALL) {
         if value.is_nan() {
             *value = frame.metric(metric);
