@@ -10,10 +10,16 @@ CREATE TYPE bqx.window_metrics AS (
     bqx_range double precision,
     bqx_volatility double precision
 );
-COMMENT ON TYPE bqx.window_metrics IS
-    'Backward-window metrics of a current value p and the n values before it: bqx_return = sum of (value - p) / p; '
-    'maximum, minimum, mean and sample deviation of the n values; bqx_endpoint = (oldest - p) / p; '
-    'bqx_range = (max - min) / p; bqx_volatility = stdev / p';
+COMMENT ON TYPE bqx.window_metrics IS 'Backward-window metrics of a current value against the values before it';
+COMMENT ON COLUMN bqx.window_metrics.n IS 'number of past values, NULLs not counted';
+COMMENT ON COLUMN bqx.window_metrics.bqx_return IS 'sum of (value - p) / p over the past, p being the current value';
+COMMENT ON COLUMN bqx.window_metrics.bqx_max IS 'maximum of the past';
+COMMENT ON COLUMN bqx.window_metrics.bqx_min IS 'minimum of the past';
+COMMENT ON COLUMN bqx.window_metrics.bqx_avg IS 'mean of the past';
+COMMENT ON COLUMN bqx.window_metrics.bqx_stdev IS 'sample deviation of the past';
+COMMENT ON COLUMN bqx.window_metrics.bqx_endpoint IS '(oldest - p) / p';
+COMMENT ON COLUMN bqx.window_metrics.bqx_range IS '(maximum - minimum) / p';
+COMMENT ON COLUMN bqx.window_metrics.bqx_volatility IS 'deviation / p';
 
 CREATE TYPE bqx.quadratic_fit AS (
     n bigint,
@@ -26,6 +32,13 @@ CREATE TYPE bqx.quadratic_fit AS (
     reg_resid_end double precision,
     reg_slope_end double precision
 );
-COMMENT ON TYPE bqx.quadratic_fit IS
-    'Least-squares parabola a*x^2 + b*x + c of n points, with r2, root of the mean squared residual, and the fit, the '
-    'residual and the slope at the greatest x';
+COMMENT ON TYPE bqx.quadratic_fit IS 'Least-squares parabola a*x^2 + b*x + c of n points';
+COMMENT ON COLUMN bqx.quadratic_fit.n IS 'number of points';
+COMMENT ON COLUMN bqx.quadratic_fit.reg_a IS 'coefficient of x^2';
+COMMENT ON COLUMN bqx.quadratic_fit.reg_b IS 'coefficient of x';
+COMMENT ON COLUMN bqx.quadratic_fit.reg_c IS 'constant';
+COMMENT ON COLUMN bqx.quadratic_fit.reg_r2 IS '1 - SSres / SStot; 1 where all y are equal';
+COMMENT ON COLUMN bqx.quadratic_fit.reg_rmse IS 'root of SSres / n';
+COMMENT ON COLUMN bqx.quadratic_fit.reg_yhat_end IS 'the fit at the greatest x';
+COMMENT ON COLUMN bqx.quadratic_fit.reg_resid_end IS 'y at the greatest x minus the fit';
+COMMENT ON COLUMN bqx.quadratic_fit.reg_slope_end IS 'slope of the fit at the greatest x';

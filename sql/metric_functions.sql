@@ -36,7 +36,8 @@ BEGIN
          WHERE c.name <> 'created_at';
         EXECUTE pg_catalog.format(
             'CREATE FUNCTION bqx.%I('
-            '    pair text, from_ts timestamp with time zone, to_ts timestamp with time zone) '
+            '    pair text, from_ts timestamp with time zone DEFAULT NULL, '
+            '    to_ts timestamp with time zone DEFAULT NULL) '
             'RETURNS TABLE (%s) LANGUAGE sql STABLE ROWS 30000 '
             'BEGIN ATOMIC '
             '    SELECT c.* FROM bqx._computed_rows(%L::text, bqx._m1_to_compute($1, $2, $3), '

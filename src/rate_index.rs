@@ -9,7 +9,7 @@ fn is_rate(value: f64) -> bool {
 }
 
 /// `rate / baseline * 100`, two IEEE operations in this order: exactly 100 where rate = baseline.
-/// 22003 where either is not finite or not positive.
+/// 22003 where either is not finite or not positive, or the index would not be.
 #[pg_extern(immutable, strict, parallel_safe)]
 fn rate_index(rate: f64, baseline: f64) -> f64 {
     for (name, value) in [("rate", rate), ("baseline", baseline)] {
@@ -21,7 +21,15 @@ fn rate_index(rate: f64, baseline: f64) -> f64 {
             .raise();
         }
     }
-    rate / baseline * 100.0
+    let index = rate / baseline * 100.0;
+    if !is_rate(index) {
+        Failure::new(
+            PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
+            format!("the index of rate {rate} against baseline {baseline} is out of range"),
+        )
+        .raise();
+    }
+    index
 }
 
 /// The same, but NULL where there is no index: for the trigger, which must not stop a feed.
@@ -61,6 +69,11 @@ mod tests {
     #[pg_test(error = "rate must be a positive finite number, not NaN")]
     fn test_rate_index_refuses_nan() {
         Spi::run("SELECT bqx.rate_index('NaN', 1)").unwrap();
+    }
+
+    #[pg_test(error = "the index of rate 1e300 against baseline 1e-300 is out of range")]
+    fn test_rate_index_refuses_overflow() {
+        Spi::run("SELECT bqx.rate_index(1e300, 1e-300)").unwrap();
     }
 
     #[pg_test(error = "baseline must be a positive finite number, not -1")]

@@ -209,11 +209,7 @@ impl Cluster {
     /// A `psql` that will connect to a database as superuser and that ignores the user's psqlrc and `PG…` variables.
     pub fn psql(&self, database: &str) -> Command {
         let mut psql = Command::new(self.pg_config.bindir.join("psql"));
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("PG") {
-                psql.env_remove(name);
-            }
-        }
+        forget_pg_variables(&mut psql);
         psql.arg("--no-psqlrc").arg("--host").arg(&self.socket_dir);
         psql.args(["--username", SUPERUSER, "--dbname", database]);
         psql
@@ -266,8 +262,18 @@ impl Cluster {
     /// One of the installation's programs, to run under the server's account.
     fn server_command(&self, program: &str) -> Command {
         let mut command = self.account.command(self.pg_config.bindir.join(program));
-        command.env("LC_ALL", "C").env_remove("PGDATA").env_remove("PGOPTIONS");
+        forget_pg_variables(&mut command);
+        command.env("LC_ALL", "C");
         command
+    }
+}
+
+/// Keeps the user's `PG…` variables from a program.
+fn forget_pg_variables(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PG") {
+            command.env_remove(name);
+        }
     }
 }
 

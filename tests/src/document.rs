@@ -18,14 +18,23 @@
 //! ````
 //!
 //! `BLESS=1 cargo test -p bqx-tests --test docs` writes what psql shows into these blocks, so a new one may
-//! start empty. A comment before a block says why it is not run (`<!-- not run: reason -->`), and any other
-//! text between two blocks makes the second a block of its own: output that varies is shown that way.
+//! start empty. Any other text between two blocks makes the second a block of its own: output that varies is
+//! shown that way. Comments before an SQL block:
+//!
+//! * `<!-- not run: reason -->`: it is not run, and why;
+//! * `<!-- shows errors -->`: psql goes on after an error in it and leaves out CONTEXT lines; its output must follow.
 
 use std::ops::Range;
 
 /// What psql prints where a block ends whose output a document shows. Where it begins has the line of the
 /// output.
 const END: &str = "@@ end";
+
+/// What makes psql go on after errors, and stop at them again.
+const GO_ON_AFTER_ERRORS: (&str, &str) = (
+    "\\set ON_ERROR_STOP off \\set SHOW_CONTEXT never ",
+    " \\set ON_ERROR_STOP on \\set SHOW_CONTEXT errors",
+);
 
 /// A Markdown document's SQL.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -96,14 +105,23 @@ struct Reader {
     document: Document,
     script: Vec<String>,
     block: Block,
-    /// Why the next block is not to be run.
-    reason: Option<String>,
+    /// What a comment says of the next block.
+    remark: Option<Remark>,
+    /// Whether the SQL block shows errors.
+    errors: bool,
     /// The last line of code in this SQL block.
     last_line: String,
     /// Where the last SQL block's fences are, until something else than a blank line comes.
     sql: Option<Range<usize>>,
     /// The lines of this output.
     output: Vec<String>,
+}
+
+/// What a comment says of an SQL block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Remark {
+    NotRun(String),
+    ShowsErrors,
 }
 
 /// What the lines of a document are in.
@@ -123,7 +141,7 @@ impl Reader {
         match self.block {
             Block::None if text.starts_with("```") => self.open(text),
             Block::None if !text.is_empty() => {
-                self.reason = reason_not_to_run(text);
+                self.remark = remark(text);
                 self.sql = None;
             }
             Block::None => {}
@@ -147,20 +165,23 @@ impl Reader {
 
     fn open(&mut self, fence: &str) {
         let sql = self.sql.take();
-        self.block = match (fence, sql, self.reason.take()) {
-            ("```sql", _, Some(reason)) => {
+        let remark = self.remark.take();
+        self.block = match (fence, sql, remark) {
+            ("```sql", _, Some(Remark::NotRun(reason))) => {
                 self.document.not_run.push((self.here() + 1, reason));
                 Block::Other
             }
-            ("```sql", ..) => {
+            ("```sql", _, remark) => {
                 self.document.blocks += 1;
                 self.last_line.clear();
                 self.sql = Some(self.here()..self.here());
+                self.errors = remark.is_some();
                 Block::Sql
             }
             ("```text", Some(sql), _) => {
-                self.script[sql.start] = format!("\\echo '{}'", begin(self.here() + 1));
-                self.script[sql.end] = format!("\\echo '{END}'");
+                let (before, after) = if self.errors { GO_ON_AFTER_ERRORS } else { ("", "") };
+                self.script[sql.start] = format!("{before}\\echo '{}'", begin(self.here() + 1));
+                self.script[sql.end] = format!("\\echo '{END}'{after}");
                 self.document.outputs.push(Output { line: self.here() + 1, ..Output::default() });
                 Block::Output
             }
@@ -217,9 +238,12 @@ fn without_position(line: &str) -> &str {
     after_position().unwrap_or(line)
 }
 
-fn reason_not_to_run(text: &str) -> Option<String> {
-    let reason = text.strip_prefix("<!-- not run:")?.strip_suffix("-->")?;
-    Some(reason.trim().to_owned())
+fn remark(text: &str) -> Option<Remark> {
+    let comment = text.strip_prefix("<!--")?.strip_suffix("-->")?.trim();
+    match comment.strip_prefix("not run:") {
+        Some(reason) => Some(Remark::NotRun(reason.trim().to_owned())),
+        None => (comment == "shows errors").then_some(Remark::ShowsErrors),
+    }
 }
 
 /// Whether psql has run everything after this line: an SQL statement, or one of its own commands (`\copy`, or
@@ -303,6 +327,22 @@ SELECT 3;
         assert_eq!(script[..4], ["\\echo '@@ output of line 5'", "SELECT 1;", "\\echo '@@ end'", ""]);
         assert_eq!(script[10..13], ["", "SELECT 2;", ""]);
         assert_eq!(script.len(), WITH_OUTPUTS.lines().count());
+    }
+
+    #[test]
+    fn psql_goes_on_after_errors_just_where_the_document_shows_them() {
+        let markdown = "<!-- shows errors -->\n\n```sql\nSELEC 1;\n```\n```text\nERROR\n```\n";
+        let script = Document::parse(&format!("{markdown}{WITH_OUTPUTS}")).script;
+        let script: Vec<&str> = script.lines().collect();
+        assert_eq!(
+            script[2..5],
+            [
+                "\\set ON_ERROR_STOP off \\set SHOW_CONTEXT never \\echo '@@ output of line 6'",
+                "SELEC 1;",
+                "\\echo '@@ end' \\set ON_ERROR_STOP on \\set SHOW_CONTEXT errors"
+            ]
+        );
+        assert!(!script[5..].concat().contains("ON_ERROR_STOP"));
     }
 
     #[test]
