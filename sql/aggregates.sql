@@ -1,4 +1,5 @@
--- The window aggregates. SSPACE and MSSPACE tell the planner what a state takes beside what it can see.
+-- The window aggregates. SSPACE and MSSPACE tell the planner what a state takes beside what it can see. The final
+-- functions are READ_ONLY (the default): they may prepare a state for the next call, but never change its value.
 CREATE AGGREGATE bqx.bqx_window_metrics(value double precision) (
     SFUNC = bqx._window_metrics_grow,
     STYPE = internal,

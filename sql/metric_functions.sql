@@ -3,7 +3,7 @@
 -- The M1 table that rows are to be computed from; NULL, which gives no rows, where the caller sees no bar.
 CREATE FUNCTION bqx._m1_to_compute(
     pair text, from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS regclass
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     known_pair text := bqx._check_pair(pair);
@@ -38,7 +38,7 @@ BEGIN
             'CREATE FUNCTION bqx.%I('
             '    pair text, from_ts timestamp with time zone DEFAULT NULL, '
             '    to_ts timestamp with time zone DEFAULT NULL) '
-            'RETURNS TABLE (%s) LANGUAGE sql STABLE ROWS 30000 '
+            'RETURNS TABLE (%s) LANGUAGE sql STABLE PARALLEL RESTRICTED ROWS 30000 '
             'BEGIN ATOMIC '
             '    SELECT c.* FROM bqx._computed_rows(%L::text, bqx._m1_to_compute($1, $2, $3), '
             '        coalesce($2, ''-infinity''), coalesce($3, ''infinity''), %L::text[]) AS c (%s); '

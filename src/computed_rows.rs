@@ -66,7 +66,7 @@ pub fn for_each_computed_row(series: &Series, columns: &[Column], mut show: impl
 fn overflow(column: &Column, time: i64) -> ! {
     Failure::new(
         PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
-        format!("{column} is out of range at {time} microseconds after 2000-01-01 UTC"),
+        format!("{column} is out of range at {}", series::utc(time)),
     )
     .detail("The bars of its window differ by more than a double can express.")
     .raise()
@@ -78,7 +78,7 @@ fn overflow(column: &Column, time: i64) -> ! {
 #[pg_extern(sql = "
 CREATE FUNCTION bqx._computed_rows(
     family text, m1 regclass, from_ts timestamp with time zone, to_ts timestamp with time zone, columns text[])
-RETURNS SETOF record LANGUAGE c STABLE STRICT ROWS 30000 SET search_path = pg_catalog, pg_temp
+RETURNS SETOF record LANGUAGE c STABLE STRICT PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp
 AS '@MODULE_PATHNAME@', '@FUNCTION_NAME@';
 ")]
 fn _computed_rows(

@@ -246,7 +246,7 @@ fn days_before(pg_micros: i64, days: i64) -> i64 {
 }
 
 /// An instant as messages show it, in UTC.
-fn utc(pg_micros: i64) -> String {
+pub fn utc(pg_micros: i64) -> String {
     match calendar::from_pg_micros(pg_micros) {
         Some(time) => format!("{} UTC", time.format("%Y-%m-%d %H:%M:%S%.f")),
         None => "an infinite time".to_string(),

@@ -97,20 +97,20 @@ fn aggregates(c: &mut Criterion) {
     for len in [63, 630, 6300] {
         let mut window = WindowAggregate::moving();
         slide(c, "bqx_window_metrics", &values, len, &mut |_, value, leaving| {
-            window.push(Some(value));
+            window.push(Some(value)).expect("memory");
             assert!(leaving.is_none_or(|value| window.drop_oldest(Some(value))));
             black_box(window.metrics());
         });
         let mut sequence = QuadraticAggregate::moving();
         slide(c, "quadratic_reg(y)", &values, len, &mut |_, value, leaving| {
-            sequence.push(value);
-            assert!(leaving.is_none_or(|value| sequence.drop_oldest(value)));
+            sequence.push(Some(value)).expect("memory");
+            assert!(leaving.is_none_or(|value| sequence.drop_oldest(Some(value))));
             black_box(sequence.fit());
         });
         let mut scatter = ScatterAggregate::moving();
         slide(c, "quadratic_reg(y, x)", &values, len, &mut |position, value, leaving| {
-            scatter.push(position as f64, value);
-            assert!(leaving.is_none_or(|value| scatter.drop_oldest((position - len) as f64, value)));
+            scatter.push(Some((position as f64, value))).expect("memory");
+            assert!(leaving.is_none_or(|value| scatter.drop_oldest(Some(((position - len) as f64, value)))));
             black_box(scatter.fit());
         });
     }

@@ -1,7 +1,7 @@
 //! Sliding maximum and minimum, at a cost per row that does not depend on the window: [`SlidingExtrema`] of a slice,
 //! [`MovingMaximum`] of a frame that comes and goes value by value.
 
-use std::collections::VecDeque;
+use std::collections::{TryReserveError, VecDeque};
 use std::ops::Range;
 
 /// Maximum and minimum of the `window` values before a row, for rows in ascending order.
@@ -110,13 +110,18 @@ impl<T> Default for MovingMaximum<T> {
 
 impl<T: PartialOrd + Copy> MovingMaximum<T> {
     /// Adds the newest value, which must be comparable with all others.
+    ///
+    /// # Errors
+    /// If there is no memory.
     #[inline]
-    pub fn push(&mut self, value: T) {
+    pub fn push(&mut self, value: T) -> Result<(), TryReserveError> {
         while self.candidates.back().is_some_and(|&(_, last)| last <= value) {
             self.candidates.pop_back();
         }
+        self.candidates.try_reserve(1)?;
         self.candidates.push_back((self.next, value));
         self.next += 1;
+        Ok(())
     }
 
     /// Takes out the oldest value.

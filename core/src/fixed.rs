@@ -276,6 +276,11 @@ impl Axis {
             let reach = self.reach.max((whole - self.reference).unsigned_abs());
             return Some((Axis { reach, ..*self }, 0));
         }
+        if self.reference == 0 && self.reach == 0 {
+            // So far there were only zeros, which lie on every grid.
+            let grid = Grid::of([value]).ok()?;
+            return Axis::of([0.0, value], grid).map(|axis| (axis.counted_from_zero(), 0));
+        }
         let grid = Grid::of([value]).ok()?;
         let bits = u32::try_from(self.exponent - grid.exponent).ok().filter(|&bits| bits > 0)?;
         let room = |magnitude: u64| bit_length(magnitude) + bits <= Self::BITS;
@@ -308,6 +313,11 @@ impl Axis {
         let distance = other_reference - reference;
         let reach = reach.max(other_reach + distance.unsigned_abs());
         Some((Axis { reference, exponent, reach }, bits, distance))
+    }
+
+    /// The same axis with reference 0.
+    fn counted_from_zero(self) -> Axis {
+        Axis { reference: 0, reach: self.reach + self.reference.unsigned_abs(), ..self }
     }
 
     /// Whether all sums and numerators over `window` values fit their types.

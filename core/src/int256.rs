@@ -26,8 +26,9 @@ impl Int256 {
     #[inline(always)]
     pub fn to_f64(self) -> f64 {
         const HIGH: f64 = 2.0 * (1u128 << 127) as f64;
-        let (high, low) = self.0.into_words();
-        high as f64 * HIGH + low as u128 as f64
+        let (high, low) = self.0.unsigned_abs().into_words();
+        let magnitude = high as f64 * HIGH + low as f64;
+        if self.0.is_negative() { -magnitude } else { magnitude }
     }
 
     /// Significant bits.

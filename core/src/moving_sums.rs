@@ -47,7 +47,7 @@ pub enum Form<S: SumsShape> {
 #[derive(Clone, Debug)]
 pub struct MovingSums<S: SumsShape> {
     form: Form<S>,
-    /// Values pushed since the form was last chosen.
+    /// Values pushed since the sums were begun or last rebuilt.
     age: u64,
 }
 

@@ -272,7 +272,7 @@ impl<I: Quotient> QuadraticFrame<I> {
         let Factors { len, q0, q1 } = Factors::new(self.len);
         let linear = self.moments.linear.times(6 * q0 * linear);
         let num = self.moments.curvature.times(curvature).plus(&linear);
-        I::nearest(&num, &I::from_i128(len * q0 * q1), self.exponent.into())
+        I::nearest(&num, &I::from_i128(len).times(q0).times(q1), self.exponent.into())
     }
 
     /// The fit's distance from `base` at the newest (`end` = 1) or oldest (-1) value, as numerator and denominator;
@@ -318,7 +318,7 @@ impl<I: Quotient> QuadraticFrame<I> {
         let (explained, total) = self.explained_and_total();
         Quotient::root(
             &total.minus(&explained),
-            &Whole::from_i128(4 * len * len * q0 * q1),
+            &BigInt::from(4 * len * len).times(q0).times(q1),
             self.exponent.into(),
         )
     }

@@ -1,6 +1,6 @@
 //! The quadratic fit on x = 0 … n-1 as an aggregate: values come one by one.
 
-use std::collections::VecDeque;
+use std::collections::{TryReserveError, VecDeque};
 
 use crate::columns::RegMetric;
 use crate::extrema::give_back;
@@ -23,6 +23,8 @@ pub struct QuadraticAggregate {
     /// The value added last, in a frame that is not empty.
     newest: f64,
     not_finite: usize,
+    /// NULLs of the frame.
+    nulls: usize,
     /// Over all values, [`stand_in`]s where they are not finite.
     sums: MovingSums<QuadraticShape>,
     constants: PerLength<QuadraticConstants>,
@@ -50,6 +52,7 @@ impl QuadraticAggregate {
             values,
             newest: f64::NAN,
             not_finite: 0,
+            nulls: 0,
             sums: MovingSums::default(),
             constants: PerLength::default(),
         }
@@ -64,24 +67,38 @@ impl QuadraticAggregate {
         self.len() == 0
     }
 
-    /// Adds the newest value.
-    pub fn push(&mut self, value: f64) {
+    /// Adds the newest value, `None` for NULL.
+    ///
+    /// # Errors
+    /// If there is no memory for a moving one's values. The state is not to be used any more.
+    pub fn push(&mut self, value: Option<f64>) -> Result<(), TryReserveError> {
+        let Some(value) = value else {
+            self.nulls += 1;
+            return Ok(());
+        };
         let value = value + 0.0; // -0 becomes +0
         self.newest = value;
         self.not_finite += usize::from(!value.is_finite());
         self.sums.push(stand_in(value));
         if let Some(values) = &mut self.values {
+            values.try_reserve(1)?;
             values.push_back(value);
             if self.sums.is_due() {
                 self.sums.rebuild(values.iter().copied().map(stand_in), None);
             }
         }
+        Ok(())
     }
 
-    /// Takes out the oldest value, which must be `value`. False if it is not, or if values are not kept: the state is
-    /// then as it was.
-    pub fn drop_oldest(&mut self, value: f64) -> bool {
+    /// Takes out the oldest value, which must be `value`. False if it is not (of NULLs it is only known how many there
+    /// are), or if values are not kept: the state is then as it was.
+    pub fn drop_oldest(&mut self, value: Option<f64>) -> bool {
         let Some(values) = &mut self.values else { return false };
+        let Some(value) = value else {
+            let known = self.nulls > 0;
+            self.nulls -= usize::from(known);
+            return known;
+        };
         match values.front() {
             Some(&oldest) if oldest.to_bits() == (value + 0.0).to_bits() => {
                 values.pop_front();

@@ -141,7 +141,7 @@ impl ScatterSums<Int256> {
 
     /// [`push`](Self::push) and [`drop`](Self::drop) of machine integers, by `sign` 1 and -1.
     #[inline]
-    pub fn count(&mut self, x: i64, y: i64, sign: i64) {
+    pub fn apply(&mut self, x: i64, y: i64, sign: i64) {
         self.len = self.len.wrapping_add_signed(sign as isize);
         let (x, y, signed_x, signed_y) =
             (i128::from(x), i128::from(y), i128::from(x * sign), i128::from(y * sign));

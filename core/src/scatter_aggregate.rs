@@ -1,6 +1,6 @@
 //! The quadratic fit of points (x, y) as an aggregate: points come one by one, or as partial aggregates.
 
-use std::collections::VecDeque;
+use std::collections::{TryReserveError, VecDeque};
 
 use num_bigint::BigInt;
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,8 @@ pub struct ScatterAggregate {
     /// Number of points, and of those among them that are not finite.
     len: usize,
     not_finite: usize,
+    /// Rows with a NULL.
+    nulls: usize,
     /// Over the finite points.
     form: Form,
     points: Points,
@@ -58,7 +60,7 @@ enum Points {
 struct MovingPoints {
     points: VecDeque<(f64, f64)>,
     end: MovingMaximum<(f64, f64)>,
-    /// Points pushed since the form was last chosen.
+    /// Points pushed since the sums were last made of all points.
     age: usize,
 }
 
@@ -78,7 +80,7 @@ impl ScatterAggregate {
     }
 
     fn new(points: Points) -> ScatterAggregate {
-        ScatterAggregate { len: 0, not_finite: 0, form: Form::empty((0.0, 0.0)), points }
+        ScatterAggregate { len: 0, not_finite: 0, nulls: 0, form: Form::empty((0.0, 0.0)), points }
     }
 
     /// Number of points: those with a NaN or an infinity count.
@@ -90,8 +92,15 @@ impl ScatterAggregate {
         self.len == 0
     }
 
-    /// Adds a point.
-    pub fn push(&mut self, x: f64, y: f64) {
+    /// Adds a point, `None` for a row where x or y is NULL.
+    ///
+    /// # Errors
+    /// If there is no memory for a moving one's points. The state is not to be used any more.
+    pub fn push(&mut self, point: Option<(f64, f64)>) -> Result<(), TryReserveError> {
+        let Some((x, y)) = point else {
+            self.nulls += 1;
+            return Ok(());
+        };
         let point = (x + 0.0, y + 0.0); // -0 becomes +0
         self.len += 1;
         let finite = is_finite(point);
@@ -107,10 +116,11 @@ impl ScatterAggregate {
                 }
             }
             Points::Moving(moving) => {
+                moving.points.try_reserve(1)?;
                 moving.points.push_back(point);
                 moving.age += 1;
                 if finite {
-                    moving.end.push(point);
+                    moving.end.push(point)?;
                 }
                 if matches!(self.form, Form::Wide { .. }) && moving.age > self.len {
                     self.form = Form::of(moving.points.iter().copied().filter(|&point| is_finite(point)));
@@ -118,12 +128,18 @@ impl ScatterAggregate {
                 }
             }
         }
+        Ok(())
     }
 
-    /// Takes out the oldest point, which must be this. False if it is not, or if points are not kept: the state is
-    /// then as it was.
-    pub fn drop_oldest(&mut self, x: f64, y: f64) -> bool {
+    /// Takes out the oldest point, which must be this. False if it is not (of NULLs it is only known how many there
+    /// are), or if points are not kept: the state is then as it was.
+    pub fn drop_oldest(&mut self, point: Option<(f64, f64)>) -> bool {
         let Points::Moving(moving) = &mut self.points else { return false };
+        let Some((x, y)) = point else {
+            let known = self.nulls > 0;
+            self.nulls -= usize::from(known);
+            return known;
+        };
         let bits = |(x, y): (f64, f64)| (x.to_bits(), y.to_bits());
         match moving.points.front() {
             Some(&oldest) if bits(oldest) == bits((x + 0.0, y + 0.0)) => {
@@ -233,7 +249,7 @@ impl Form {
     fn add(&mut self, point: (f64, f64)) {
         match self {
             Form::Narrow { x, y, centre, sums } => {
-                sums.count(x.y(point.0) - centre.0, y.y(point.1) - centre.1, 1);
+                sums.apply(x.y(point.0) - centre.0, y.y(point.1) - centre.1, 1);
             }
             Form::Wide { x_exponent, y_exponent, sums } => {
                 sums.push(&wide(*x_exponent, point.0), &wide(*y_exponent, point.1));
@@ -244,7 +260,7 @@ impl Form {
     fn drop(&mut self, point: (f64, f64)) {
         match self {
             Form::Narrow { x, y, centre, sums } => {
-                sums.count(x.y(point.0) - centre.0, y.y(point.1) - centre.1, -1);
+                sums.apply(x.y(point.0) - centre.0, y.y(point.1) - centre.1, -1);
             }
             Form::Wide { x_exponent, y_exponent, sums } => {
                 sums.drop(&wide(*x_exponent, point.0), &wide(*y_exponent, point.1));

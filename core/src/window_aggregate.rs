@@ -1,7 +1,7 @@
 //! Backward-window metrics as an aggregate: values come one by one, the last one is the current value, those before
 //! it are the past.
 
-use std::collections::VecDeque;
+use std::collections::{TryReserveError, VecDeque};
 
 use crate::extrema::{MovingMaximum, give_back};
 use crate::fixed::{Grid, Quotient, Whole};
@@ -24,6 +24,8 @@ pub struct WindowAggregate {
     /// Values of the past, and those among them that are NaN or infinite.
     len: usize,
     not_finite: usize,
+    /// NULLs of the frame.
+    nulls: usize,
     /// Over the finite values of the past.
     sums: MovingSums<WindowShape>,
     constants: PerLength<WindowConstants>,
@@ -61,6 +63,7 @@ impl WindowAggregate {
             past,
             len: 0,
             not_finite: 0,
+            nulls: 0,
             sums: MovingSums::default(),
             constants: PerLength::default(),
         }
@@ -72,18 +75,23 @@ impl WindowAggregate {
     }
 
     /// Adds the newest value, `None` for NULL: it is the current one, and the one that was joins the past.
-    pub fn push(&mut self, value: Option<f64>) {
+    ///
+    /// # Errors
+    /// If there is no memory for a moving one's values. The state is not to be used any more.
+    pub fn push(&mut self, value: Option<f64>) -> Result<(), TryReserveError> {
         if let Some(value) = self.current {
-            self.push_past(value);
+            self.push_past(value)?;
         }
+        self.nulls += usize::from(value.is_none());
         self.current = value.map(|value| value + 0.0); // -0 becomes +0
         if let Some(value) = self.finite_current() {
             self.sums.admit(value);
         }
         self.rebuild_if_due();
+        Ok(())
     }
 
-    fn push_past(&mut self, value: f64) {
+    fn push_past(&mut self, value: f64) -> Result<(), TryReserveError> {
         self.len += 1;
         let finite = value.is_finite();
         if finite {
@@ -101,20 +109,26 @@ impl WindowAggregate {
                 }
             }
             Past::Moving(past) => {
+                past.values.try_reserve(1)?;
                 past.values.push_back(value);
                 if finite {
-                    past.max.push(value);
-                    past.min_negated.push(-value);
+                    past.max.push(value)?;
+                    past.min_negated.push(-value)?;
                 }
             }
         }
+        Ok(())
     }
 
-    /// Takes out the oldest value, which must be `value`. False if it is not, or if values of the past are not kept:
-    /// the state is then as it was.
+    /// Takes out the oldest value, which must be `value`. False if it is not (of NULLs it is only known how many there
+    /// are), or if values of the past are not kept: the state is then as it was.
     pub fn drop_oldest(&mut self, value: Option<f64>) -> bool {
         let Past::Moving(past) = &mut self.past else { return false };
-        let Some(value) = value else { return true };
+        let Some(value) = value else {
+            let known = self.nulls > 0;
+            self.nulls -= usize::from(known);
+            return known;
+        };
         match past.values.front() {
             Some(&oldest) if oldest.to_bits() == (value + 0.0).to_bits() => {
                 past.values.pop_front();

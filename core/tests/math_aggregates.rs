@@ -5,8 +5,10 @@ mod math_support;
 use std::collections::VecDeque;
 
 use bqx_core::columns::RegMetric;
+use bqx_core::moving_sums::{Form, MovingSums};
 use bqx_core::quadratic_aggregate::QuadraticAggregate;
-use bqx_core::window::Metric;
+use bqx_core::scatter_aggregate::ScatterAggregate;
+use bqx_core::window::{Metric, WindowShape};
 use bqx_core::window_aggregate::WindowAggregate;
 use math_support::{Expected, Frame, Random, Series};
 use proptest::prelude::*;
@@ -90,6 +92,10 @@ fn check(expected: &Expected, value: f64, what: &str) -> Result<(), TestCaseErro
     Ok(())
 }
 
+fn add_window(aggregate: &mut WindowAggregate, row: Option<f64>) {
+    aggregate.push(row).expect("memory");
+}
+
 fn check_window(aggregate: &mut WindowAggregate, rows: &VecDeque<Option<f64>>) -> Result<(), TestCaseError> {
     let (current, past) = rows
         .iter()
@@ -146,7 +152,7 @@ proptest! {
         let rows = values(first, second, seed, holes);
         let drop = |aggregate: &mut WindowAggregate, row| aggregate.drop_oldest(row);
         let (mut aggregate, look) = (WindowAggregate::moving(), every_third(check_window));
-        play(&rows, pace, seed, &mut aggregate, WindowAggregate::push, drop, look)?;
+        play(&rows, pace, seed, &mut aggregate, add_window, drop, look)?;
     }
 
     #[test]
@@ -159,7 +165,7 @@ proptest! {
         let rows = values(first, second, seed, holes);
         let forever = Pace { sixteenths: 0, longest: usize::MAX };
         let never = |_: &mut WindowAggregate, _| unreachable!("nothing leaves");
-        let add = WindowAggregate::push;
+        let add = add_window;
         let look = every_third(check_window);
         play(&rows[..70], forever, seed, &mut WindowAggregate::growing(), add, never, look)?;
     }
@@ -173,8 +179,8 @@ proptest! {
         holes: bool,
     ) {
         let rows = values(first, second, seed, holes);
-        let add = |aggregate: &mut QuadraticAggregate, row: Option<f64>| row.into_iter().for_each(|y| aggregate.push(y));
-        let drop = |aggregate: &mut QuadraticAggregate, row: Option<f64>| row.is_none_or(|y| aggregate.drop_oldest(y));
+        let add = |aggregate: &mut QuadraticAggregate, row| aggregate.push(row).expect("memory");
+        let drop = |aggregate: &mut QuadraticAggregate, row| aggregate.drop_oldest(row);
         play(&rows, pace, seed, &mut QuadraticAggregate::moving(), add, drop, every_third(check_fit))?;
     }
 
@@ -190,7 +196,7 @@ proptest! {
         let mut frame = VecDeque::new();
         for (i, &row) in rows[..75].iter().enumerate() {
             frame.push_back(row);
-            row.into_iter().for_each(|y| aggregate.push(y));
+            aggregate.push(row).expect("memory");
             if i % 7 == 0 {
                 check_fit(&mut aggregate, &frame)?;
             }
@@ -203,15 +209,19 @@ fn a_value_that_is_not_the_oldest_is_refused_and_changes_nothing() {
     let mut window = WindowAggregate::moving();
     let mut fit = QuadraticAggregate::moving();
     for value in [100.25, 99.5, 101.125, 100.0] {
-        window.push(Some(value));
-        fit.push(value);
+        add_window(&mut window, Some(value));
+        fit.push(Some(value)).expect("memory");
     }
     let before = (window.metrics(), fit.fit());
-    assert!(!window.drop_oldest(Some(99.5)) && !fit.drop_oldest(99.5));
+    assert!(!window.drop_oldest(Some(99.5)) && !fit.drop_oldest(Some(99.5)));
+    assert!(!window.drop_oldest(None) && !fit.drop_oldest(None), "there are no NULLs");
     assert_eq!((window.metrics(), fit.fit()), before);
-    assert!(window.drop_oldest(Some(100.25)) && fit.drop_oldest(100.25));
+    assert!(window.drop_oldest(Some(100.25)) && fit.drop_oldest(Some(100.25)));
     assert_ne!((window.metrics(), fit.fit()), before);
-    assert!(!WindowAggregate::growing().drop_oldest(None) && !QuadraticAggregate::growing().drop_oldest(1.0));
+    assert!(
+        !WindowAggregate::growing().drop_oldest(None)
+            && !QuadraticAggregate::growing().drop_oldest(Some(1.0))
+    );
 }
 
 /// A long frame, beyond the windows that machine integers finalise, then short ones again.
@@ -222,18 +232,18 @@ fn long_frames_are_exact() {
     let mut fit = QuadraticAggregate::moving();
     let mut first = 0;
     for (row, &value) in values.iter().enumerate() {
-        window.push(Some(value));
-        fit.push(value);
+        add_window(&mut window, Some(value));
+        fit.push(Some(value)).expect("memory");
         let longest = if row < 13_000 { 12_000 } else { 300 };
         while row + 1 - first > longest {
-            assert!(window.drop_oldest(Some(values[first])) && fit.drop_oldest(values[first]));
+            assert!(window.drop_oldest(Some(values[first])) && fit.drop_oldest(Some(values[first])));
             first += 1;
         }
         if [11_999, 12_999, 13_005, 23_999].contains(&row) {
             let mut fresh = (WindowAggregate::growing(), QuadraticAggregate::growing());
             for &value in &values[first..=row] {
-                fresh.0.push(Some(value));
-                fresh.1.push(value);
+                add_window(&mut fresh.0, Some(value));
+                fresh.1.push(Some(value)).expect("memory");
             }
             assert_eq!(window.metrics(), fresh.0.metrics(), "row {row}");
             assert_eq!(fit.fit(), fresh.1.fit(), "row {row}");
@@ -242,5 +252,43 @@ fn long_frames_are_exact() {
                 assert!(frame.window(metric).is(value), "{metric:?} at {row}");
             }
         }
+    }
+}
+
+/// Millions of rows, where products of lengths no longer fit 128 bits. The sum of squared residuals is known: values
+/// that alternate have no trend to speak of.
+#[test]
+fn very_long_frames_are_exact() {
+    const LEN: usize = 2_000_001;
+    let mut fit = QuadraticAggregate::growing();
+    let mut scatter = ScatterAggregate::growing();
+    for x in 0..LEN {
+        let y = 100.0 + (x % 2) as f64;
+        fit.push(Some(y)).expect("memory");
+        scatter.push(Some((x as f64, y))).expect("memory");
+        if [1_000_000, 1_868_001, LEN - 1].contains(&x) {
+            assert_eq!(fit.fit(), scatter.fit(), "{x}");
+        }
+    }
+    let fit = fit.fit().expect("a fit");
+    assert!((fit.rmse - 0.5).abs() < 1e-9 && fit.r2 < 1e-9, "{fit:?}");
+}
+
+/// Zeros lie on every grid: those at the start of a series must not bind it to one.
+#[test]
+fn zeros_do_not_choose_the_grid() {
+    for value in [1e-4 / 3.0, 1e40, 1e-40] {
+        let mut sums = MovingSums::<WindowShape>::default();
+        [0.0, -0.0, value, 0.0, 2.0 * value].into_iter().for_each(|value| sums.push(value));
+        assert!(matches!(sums.form(), Form::Narrow { .. }), "{value}");
+        let mut window = WindowAggregate::moving();
+        let mut frame = VecDeque::new();
+        for value in [0.0, 0.0, value, -value, 0.0, value / 7.0] {
+            frame.push_back(Some(value));
+            add_window(&mut window, Some(value));
+            check_window(&mut window, &frame).unwrap();
+        }
+        assert!(window.drop_oldest(Some(0.0)) && frame.pop_front().is_some());
+        check_window(&mut window, &frame).unwrap();
     }
 }

@@ -9,7 +9,7 @@ use bqx_core::rounding::{Fused, Products, Split};
 use bqx_core::scatter::{ScatterFrame, ScatterSums};
 use math_support::{Random, Rational, exact, integer, is_nearest};
 use num_bigint::BigInt;
-use num_traits::{Signed, Zero};
+use num_traits::{Signed, ToPrimitive, Zero};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -132,6 +132,10 @@ fn integers_of_256_bits_are_integers() {
         let n = Int256::from(a).product(&Int256::from(b)).product(&Int256::from(c)).scaled_up(20).times(-3);
         let big = ((BigInt::from(a) * b * c) << 20) * -3;
         assert_eq!(n.to_big(), big);
+        let about = big.to_f64().unwrap();
+        assert!((n.to_f64() - about).abs() <= about.abs() * 2f64.powi(-50));
+        let small = Int256::from(a);
+        assert!((small.to_f64() - a as f64).abs() <= (a as f64).abs() * 2f64.powi(-50), "{a}");
         assert_eq!(u64::from(n.bit_length()), big.bits());
         assert_eq!(n.to_i128(), i128::try_from(&big).ok());
         assert_eq!(BigInt::from(n.shifted_right(130)), &big >> 130);

@@ -105,7 +105,7 @@ fn points(x: Abscissa, y: Series, seed: u64, len: usize) -> Vec<Point> {
 
 fn grown(points: &[Point]) -> ScatterAggregate {
     let mut aggregate = ScatterAggregate::growing();
-    points.iter().for_each(|&(x, y)| aggregate.push(x, y));
+    points.iter().for_each(|&point| aggregate.push(Some(point)).expect("memory"));
     aggregate
 }
 
@@ -133,10 +133,10 @@ proptest! {
         let mut frame = VecDeque::new();
         for (i, &(x, y)) in all.iter().enumerate() {
             frame.push_back((x, y));
-            aggregate.push(x, y);
+            aggregate.push(Some((x, y))).expect("memory");
             while frame.len() > longest {
                 let (x, y) = frame.pop_front().expect("not empty");
-                prop_assert!(aggregate.drop_oldest(x, y));
+                prop_assert!(aggregate.drop_oldest(Some((x, y))));
             }
             prop_assert_eq!(aggregate.len(), frame.len());
             if i % 4 == 0 {
@@ -177,7 +177,7 @@ proptest! {
     fn the_counter_gives_the_fit_of_the_sequence(y in prop::sample::select(&Series::ALL[..]), seed: u64, len in 0usize..40) {
         let all = points(Abscissa::Counter, y, seed, len);
         let mut sequence = QuadraticAggregate::growing();
-        all.iter().for_each(|&(_, y)| sequence.push(y));
+        all.iter().for_each(|&(_, y)| sequence.push(Some(y)).expect("memory"));
         prop_assert_eq!(bits(grown(&all).fit()), bits(sequence.fit()));
     }
 }

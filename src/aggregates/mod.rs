@@ -5,6 +5,8 @@
 //! "plain" and "moving-aggregate mode".) An inverse transition that cannot do its work returns NULL, which makes
 //! PostgreSQL compute the frame anew.
 
+use std::collections::TryReserveError;
+
 use pgrx::callconv::{BoxRet, FcInfo};
 use pgrx::datum::Datum;
 use pgrx::memcxt::PgMemoryContexts;
@@ -13,6 +15,8 @@ use pgrx::pgrx_sql_entity_graph::metadata::{
 };
 use pgrx::prelude::*;
 use pgrx::{Internal, pg_sys};
+
+use crate::errors::Failure;
 
 pub mod quadratic_reg;
 pub mod quadratic_reg_xy;
@@ -41,6 +45,13 @@ unsafe fn state_or<S>(
     }
     // Safety: see above; PostgreSQL passes a state to one call at a time.
     unsafe { state.get_mut().expect("it is initialized") }
+}
+
+/// 53200: a frame's values lie in memory that is not PostgreSQL's, and running out of it must not end the process.
+fn out_of_memory(_: TryReserveError) {
+    Failure::new(PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY, "out of memory")
+        .detail("The frame of a window aggregate has too many rows.")
+        .raise()
 }
 
 /// A value of the composite type that the function being called returns.

@@ -5,26 +5,23 @@ use bqx_core::quadratic_aggregate::QuadraticAggregate;
 use pgrx::Internal;
 use pgrx::prelude::*;
 
-use super::{Composite, state_or};
+use super::{Composite, out_of_memory, state_or};
 
 /// Adds a row to a frame that only grows; NULL is skipped.
 #[pg_extern(immutable, parallel_safe)]
 fn _quadratic_reg_grow(mut state: Internal, y: Option<f64>, fcinfo: pg_sys::FunctionCallInfo) -> Internal {
-    if let Some(y) = y {
-        // Safety: it is this function's own call, and all of this file's functions have the same kind of state.
-        unsafe { state_or(&mut state, fcinfo, QuadraticAggregate::growing) }.push(y);
-    }
+    // Safety: it is this function's own call, and all of this file's functions have the same kind of state.
+    let frame = unsafe { state_or(&mut state, fcinfo, QuadraticAggregate::growing) };
+    frame.push(y).unwrap_or_else(out_of_memory);
     state
 }
 
 /// Adds a row to a frame whose oldest rows leave; NULL is skipped.
 #[pg_extern(immutable, parallel_safe)]
 fn _quadratic_reg_enter(mut state: Internal, y: Option<f64>, fcinfo: pg_sys::FunctionCallInfo) -> Internal {
-    // Safety: as above. There must be a state even after a NULL: PostgreSQL refuses a NULL state here.
+    // Safety: as above.
     let frame = unsafe { state_or(&mut state, fcinfo, QuadraticAggregate::moving) };
-    if let Some(y) = y {
-        frame.push(y);
-    }
+    frame.push(y).unwrap_or_else(out_of_memory);
     state
 }
 
@@ -32,8 +29,7 @@ fn _quadratic_reg_enter(mut state: Internal, y: Option<f64>, fcinfo: pg_sys::Fun
 #[pg_extern(immutable, parallel_safe)]
 fn _quadratic_reg_leave(mut state: Internal, y: Option<f64>, fcinfo: pg_sys::FunctionCallInfo) -> Internal {
     // Safety: as above.
-    let frame = unsafe { state_or(&mut state, fcinfo, QuadraticAggregate::moving) };
-    let known = y.is_none_or(|y| frame.drop_oldest(y));
+    let known = unsafe { state_or(&mut state, fcinfo, QuadraticAggregate::moving) }.drop_oldest(y);
     if known { state } else { Internal::default() }
 }
 

@@ -5,7 +5,7 @@ use bqx_core::scatter_aggregate::ScatterAggregate;
 use pgrx::Internal;
 use pgrx::prelude::*;
 
-use super::{Composite, state_or};
+use super::{Composite, out_of_memory, state_or};
 
 /// Adds a point to a frame that only grows; skipped if y or x is NULL.
 #[pg_extern(immutable, parallel_safe)]
@@ -15,10 +15,9 @@ fn _quadratic_reg_xy_grow(
     x: Option<f64>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Internal {
-    if let (Some(y), Some(x)) = (y, x) {
-        // Safety: it is this function's own call, and all of this file's functions have the same kind of state.
-        unsafe { state_or(&mut state, fcinfo, ScatterAggregate::growing) }.push(x, y);
-    }
+    // Safety: it is this function's own call, and all of this file's functions have the same kind of state.
+    let frame = unsafe { state_or(&mut state, fcinfo, ScatterAggregate::growing) };
+    frame.push(x.zip(y)).unwrap_or_else(out_of_memory);
     state
 }
 
@@ -30,11 +29,9 @@ fn _quadratic_reg_xy_enter(
     x: Option<f64>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Internal {
-    // Safety: as above. There must be a state even after a NULL: PostgreSQL refuses a NULL state here.
+    // Safety: as above.
     let frame = unsafe { state_or(&mut state, fcinfo, ScatterAggregate::moving) };
-    if let (Some(y), Some(x)) = (y, x) {
-        frame.push(x, y);
-    }
+    frame.push(x.zip(y)).unwrap_or_else(out_of_memory);
     state
 }
 
@@ -47,11 +44,7 @@ fn _quadratic_reg_xy_leave(
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Internal {
     // Safety: as above.
-    let frame = unsafe { state_or(&mut state, fcinfo, ScatterAggregate::moving) };
-    let known = match (y, x) {
-        (Some(y), Some(x)) => frame.drop_oldest(x, y),
-        _ => true,
-    };
+    let known = unsafe { state_or(&mut state, fcinfo, ScatterAggregate::moving) }.drop_oldest(x.zip(y));
     if known { state } else { Internal::default() }
 }
 
@@ -81,19 +74,11 @@ fn _quadratic_reg_xy_serialize(state: Internal) -> Vec<u8> {
 
 /// Inverse of [`_quadratic_reg_xy_serialize`]. (The second argument keeps SQL from calling it.)
 #[pg_extern(immutable, parallel_safe, strict)]
-fn _quadratic_reg_xy_deserialize(
-    bytes: &[u8],
-    _unused: Internal,
-    fcinfo: pg_sys::FunctionCallInfo,
-) -> Internal {
-    let mut state = Internal::default();
-    let frame = || {
-        postcard::from_bytes::<ScatterAggregate>(bytes)
-            .unwrap_or_else(|error| error!("cannot deserialize quadratic_reg: {error}"))
-    };
-    // Safety: as above.
-    unsafe { state_or(&mut state, fcinfo, frame) };
-    state
+fn _quadratic_reg_xy_deserialize(bytes: &[u8], _unused: Internal) -> Internal {
+    let frame = postcard::from_bytes::<ScatterAggregate>(bytes)
+        .unwrap_or_else(|error| error!("cannot deserialize quadratic_reg: {error}"));
+    // In the memory of the moment: it is needed until it is combined with another.
+    Internal::new(frame)
 }
 
 /// The fit of the frame; of no rows, n = 0.

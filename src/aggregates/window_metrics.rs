@@ -5,7 +5,7 @@ use bqx_core::window_aggregate::WindowAggregate;
 use pgrx::Internal;
 use pgrx::prelude::*;
 
-use super::{Composite, state_or};
+use super::{Composite, out_of_memory, state_or};
 use crate::errors::Failure;
 
 struct State {
@@ -56,7 +56,7 @@ fn _window_metrics_grow(
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Internal {
     // Safety: it is this function's own call, and all of this file's functions have the same kind of state.
-    unsafe { state_or(&mut state, fcinfo, State::growing) }.frame.push(value);
+    unsafe { state_or(&mut state, fcinfo, State::growing) }.frame.push(value).unwrap_or_else(out_of_memory);
     state
 }
 
@@ -68,7 +68,7 @@ fn _window_metrics_enter(
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Internal {
     // Safety: as above.
-    unsafe { state_or(&mut state, fcinfo, State::moving) }.frame.push(value);
+    unsafe { state_or(&mut state, fcinfo, State::moving) }.frame.push(value).unwrap_or_else(out_of_memory);
     state
 }
 
@@ -95,7 +95,7 @@ fn _sized_window_metrics_grow(
     // Safety: as above.
     let frame = unsafe { state_or(&mut state, fcinfo, State::growing) };
     frame.width = Some(check_width(width));
-    frame.frame.push(value);
+    frame.frame.push(value).unwrap_or_else(out_of_memory);
     state
 }
 
@@ -110,7 +110,7 @@ fn _sized_window_metrics_enter(
     // Safety: as above.
     let frame = unsafe { state_or(&mut state, fcinfo, State::moving) };
     frame.width = Some(check_width(width));
-    frame.frame.push(value);
+    frame.frame.push(value).unwrap_or_else(out_of_memory);
     state
 }
 
