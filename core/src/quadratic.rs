@@ -332,7 +332,12 @@ struct Factors {
 }
 
 impl Factors {
+    /// Products of four lengths, and what is done with them here, fit 128 bits up to this length; longer products are
+    /// left to the numbers that are multiplied.
+    const LONGEST: usize = 1 << 31;
+
     fn new(len: usize) -> Factors {
+        assert!(len <= Self::LONGEST, "a frame of {len} values is too long");
         let len = len as i128;
         Factors { len, q0: len * len - 4, q1: len * len - 1 }
     }

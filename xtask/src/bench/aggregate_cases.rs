@@ -72,6 +72,8 @@ pub enum Data {
     Rows,
     /// ROWS frames of values between 1e-5 and 1e9, whose exact sums need big integers.
     MixedMagnitudes,
+    /// ROWS frames of relative changes from row to row: small, of both signs, and big integers again.
+    Changes,
     /// RANGE frames of so many minutes; missing minutes and weekends make them shorter.
     Range,
     /// No window, but GROUP BY.
@@ -79,7 +81,7 @@ pub enum Data {
 }
 
 /// An aggregate over certain frames of the table `samples`, which has
-/// `i` (1, 2, 3 …), `x` (the same as double), `g` (the group), `time`, `v` and `mixed`.
+/// `i` (1, 2, 3 …), `x` (the same as double), `g` (the group), `time`, `v`, `mixed` and `change`.
 #[derive(Clone, Copy)]
 pub struct Case {
     pub aggregate: &'static Aggregate,
@@ -94,7 +96,9 @@ pub fn all() -> Vec<Case> {
     for aggregate in &AGGREGATES {
         cases.extend(WIDTHS.map(|width| Case { aggregate, data: Data::Rows, width }));
     }
-    cases.extend(all_on(Data::MixedMagnitudes, MIDDLE).filter(|case| case.aggregate.kind.is_ours()));
+    for data in [Data::MixedMagnitudes, Data::Changes] {
+        cases.extend(all_on(data, MIDDLE).filter(|case| case.aggregate.kind.is_ours()));
+    }
     cases.extend(all_on(Data::Range, MIDDLE).filter(|case| case.aggregate.kind != Kind::AddingUp));
     cases.extend(all_on(Data::Groups, GROUP - 1));
     cases
@@ -107,6 +111,7 @@ impl Case {
         match self.data {
             Data::Rows => format!("ROWS {width}"),
             Data::MixedMagnitudes => format!("ROWS {width}, mixed magnitudes"),
+            Data::Changes => format!("ROWS {width}, changes"),
             Data::Range => format!("RANGE {width} minutes"),
             Data::Groups => format!("groups of {GROUP} rows"),
         }
@@ -116,14 +121,18 @@ impl Case {
     pub fn query(&self, rows: usize) -> String {
         let call = self.aggregate.call.replace('W', &self.width.to_string());
         let preceding = self.aggregate.kind.preceding(self.width);
+        let over_rows_of = |column: &str| {
+            format!(
+                "{call} OVER (ORDER BY i ROWS {preceding} PRECEDING) AS m \
+                   FROM (SELECT i, x, {column} AS v FROM samples) AS {column} WHERE i <= {rows}"
+            )
+        };
         let results = match self.data {
             Data::Rows => format!(
                 "{call} OVER (ORDER BY i ROWS {preceding} PRECEDING) AS m FROM samples WHERE i <= {rows}"
             ),
-            Data::MixedMagnitudes => format!(
-                "{call} OVER (ORDER BY i ROWS {preceding} PRECEDING) AS m \
-                   FROM (SELECT i, x, mixed AS v FROM samples) AS mixed WHERE i <= {rows}"
-            ),
+            Data::MixedMagnitudes => over_rows_of("mixed"),
+            Data::Changes => over_rows_of("change"),
             Data::Range => format!(
                 "{call} OVER (ORDER BY time RANGE '{preceding} minutes' PRECEDING) AS m \
                    FROM samples WHERE i <= {rows}"

@@ -99,11 +99,13 @@ impl Bench {
         self.client.batch_execute(&format!(
             "CREATE TABLE samples AS
              SELECT i, i::double precision AS x, (i - 1) / {GROUP} AS g, time, v,
-                    v * 10.0::double precision ^ (abs(hashint8(i)::bigint) % 15 - 7) AS mixed
+                    v * 10.0::double precision ^ (abs(hashint8(i)::bigint) % 15 - 7) AS mixed,
+                    v / coalesce(lag(v) OVER by_number, v) - 1 AS change
                FROM (SELECT row_number() OVER by_time AS i, time,
                             rate_index(close, first_value(close) OVER by_time) AS v
                        FROM m1_eurusd WINDOW by_time AS (ORDER BY time)) AS bars
-              WHERE i <= {table_rows};
+              WHERE i <= {table_rows}
+             WINDOW by_number AS (ORDER BY i);
              ALTER TABLE samples ADD PRIMARY KEY (i);
              CREATE UNIQUE INDEX ON samples (time);"
         ))?;
