@@ -600,7 +600,7 @@ AS 'MODULE_PATHNAME', '_column_window_wrapper';
 
 CREATE FUNCTION bqx._computed_rows(
     family text, m1 regclass, from_ts timestamp with time zone, to_ts timestamp with time zone, columns text[])
-RETURNS SETOF record LANGUAGE c STABLE STRICT ROWS 30000 SET search_path = pg_catalog, pg_temp
+RETURNS SETOF record LANGUAGE c STABLE STRICT PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', '_computed_rows_wrapper';
 /* </end connected objects> */
 
@@ -2583,7 +2583,7 @@ $$;
 -- The M1 table that rows are to be computed from; NULL, which gives no rows, where the caller sees no bar.
 CREATE FUNCTION bqx._m1_to_compute(
     pair text, from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS regclass
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     known_pair text := bqx._check_pair(pair);
@@ -2618,7 +2618,7 @@ BEGIN
             'CREATE FUNCTION bqx.%I('
             '    pair text, from_ts timestamp with time zone DEFAULT NULL, '
             '    to_ts timestamp with time zone DEFAULT NULL) '
-            'RETURNS TABLE (%s) LANGUAGE sql STABLE ROWS 30000 '
+            'RETURNS TABLE (%s) LANGUAGE sql STABLE PARALLEL RESTRICTED ROWS 30000 '
             'BEGIN ATOMIC '
             '    SELECT c.* FROM bqx._computed_rows(%L::text, bqx._m1_to_compute($1, $2, $3), '
             '        coalesce($2, ''-infinity''), coalesce($3, ''infinity''), %L::text[]) AS c (%s); '
@@ -4028,7 +4028,8 @@ AS 'MODULE_PATHNAME', '_window_metrics_leave_wrapper';
 --   aggregates::quadratic_reg_xy::_quadratic_reg_xy_deserialize
 --   aggregates::quadratic_reg_xy::_quadratic_reg_xy_final
 
--- The window aggregates. SSPACE and MSSPACE tell the planner what a state takes beside what it can see.
+-- The window aggregates. SSPACE and MSSPACE tell the planner what a state takes beside what it can see. The final
+-- functions are READ_ONLY (the default): they may prepare a state for the next call, but never change its value.
 CREATE AGGREGATE bqx.bqx_window_metrics(value double precision) (
     SFUNC = bqx._window_metrics_grow,
     STYPE = internal,
