@@ -1,7 +1,8 @@
 //! The aggregates' states live in memory that PostgreSQL does not see. They must not outlive their group,
 //! partition or frame, however the query ends, and must not grow with more than the frame.
 //!
-//! The rows are as many as it takes to tell a leak from noise: 200,000 states are at least 60 MB.
+//! The rows are mostly as many as it takes to tell a leak from noise: 200,000 states are at least 60 MB. One test has a
+//! million partitions, and one a partition of ten million rows.
 
 mod common;
 mod reference;
@@ -83,6 +84,15 @@ fn states_end_with_their_partition() {
     }
 }
 
+#[test]
+fn a_million_partitions_leave_nothing() {
+    let db = Db::new("memory_million");
+    let Some(mut session) = session(&db) else { return };
+    let over = "OVER (PARTITION BY i / 2 ORDER BY i ROWS 1 PRECEDING)";
+    let rise = rise_of(&mut session, 2_000_000, over, "");
+    assert!(rise < 8 * MB, "{rise} kB");
+}
+
 /// Where PostgreSQL computes every frame anew.
 #[test]
 fn states_end_with_their_frame() {
@@ -158,6 +168,23 @@ fn states_do_not_grow_with_the_partition() {
         let rise = rise_of(&mut session, 300_000, &format!("OVER (ORDER BY i {frame})"), "");
         assert!(rise < 5 * MB, "{frame}: {rise} kB");
     }
+}
+
+#[test]
+fn ten_million_rows_leave_nothing() {
+    let db = Db::new("memory_ten_million");
+    let Some(mut session) = session(&db) else { return };
+    let query = |number_of_rows: u64| {
+        // The rows come as they are made: neither kept nor sorted.
+        format!(
+            "SELECT count(m), count(f) FROM (SELECT bqx.bqx_window_metrics(v) OVER w AS m, \
+             bqx.quadratic_reg(v) OVER w AS f FROM (SELECT 100 + i % 1000 * 0.01::float8 AS v FROM (SELECT \
+             generate_series(1, {number_of_rows}) AS i) AS g) AS s WINDOW w AS (ROWS 630 PRECEDING)) AS r"
+        )
+    };
+    run(&mut session, &query(10_000));
+    let rise = rise(&mut session, |session| run(session, &query(10_000_000)));
+    assert!(rise < 2 * MB, "{rise} kB");
 }
 
 /// By less than 64 bytes a value.
