@@ -25,7 +25,7 @@ fn rate_index(rate: f64, baseline: f64) -> f64 {
     if !is_rate(index) {
         Failure::new(
             PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
-            format!("the index of rate {rate} against baseline {baseline} is out of range"),
+            format!("the index of rate {rate:?} against baseline {baseline:?} is out of range"),
         )
         .raise();
     }
