@@ -72,8 +72,8 @@ pub enum Data {
     Rows,
     /// ROWS frames of values between 1e-5 and 1e9, whose exact sums need big integers.
     MixedMagnitudes,
-    /// ROWS frames of relative changes from row to row: small, of both signs, and big integers again.
-    Changes,
+    /// ROWS frames of logarithmic returns: of both signs around 0 with all their digits, big integers again.
+    LogReturns,
     /// RANGE frames of so many minutes; missing minutes and weekends make them shorter.
     Range,
     /// No window, but GROUP BY.
@@ -81,7 +81,7 @@ pub enum Data {
 }
 
 /// An aggregate over certain frames of the table `samples`, which has
-/// `i` (1, 2, 3 …), `x` (the same as double), `g` (the group), `time`, `v`, `mixed` and `change`.
+/// `i` (1, 2, 3 …), `x` (the same as double), `g` (the group), `time`, `v`, `mixed` and `log_return`.
 #[derive(Clone, Copy)]
 pub struct Case {
     pub aggregate: &'static Aggregate,
@@ -96,7 +96,7 @@ pub fn all() -> Vec<Case> {
     for aggregate in &AGGREGATES {
         cases.extend(WIDTHS.map(|width| Case { aggregate, data: Data::Rows, width }));
     }
-    for data in [Data::MixedMagnitudes, Data::Changes] {
+    for data in [Data::MixedMagnitudes, Data::LogReturns] {
         cases.extend(all_on(data, MIDDLE).filter(|case| case.aggregate.kind.is_ours()));
     }
     cases.extend(all_on(Data::Range, MIDDLE).filter(|case| case.aggregate.kind != Kind::AddingUp));
@@ -111,7 +111,7 @@ impl Case {
         match self.data {
             Data::Rows => format!("ROWS {width}"),
             Data::MixedMagnitudes => format!("ROWS {width}, mixed magnitudes"),
-            Data::Changes => format!("ROWS {width}, changes"),
+            Data::LogReturns => format!("ROWS {width}, log returns"),
             Data::Range => format!("RANGE {width} minutes"),
             Data::Groups => format!("groups of {GROUP} rows"),
         }
@@ -132,7 +132,7 @@ impl Case {
                 "{call} OVER (ORDER BY i ROWS {preceding} PRECEDING) AS m FROM samples WHERE i <= {rows}"
             ),
             Data::MixedMagnitudes => over_rows_of("mixed"),
-            Data::Changes => over_rows_of("change"),
+            Data::LogReturns => over_rows_of("log_return"),
             Data::Range => format!(
                 "{call} OVER (ORDER BY time RANGE '{preceding} minutes' PRECEDING) AS m \
                    FROM samples WHERE i <= {rows}"

@@ -100,7 +100,7 @@ impl Bench {
             "CREATE TABLE samples AS
              SELECT i, i::double precision AS x, (i - 1) / {GROUP} AS g, time, v,
                     v * 10.0::double precision ^ (abs(hashint8(i)::bigint) % 15 - 7) AS mixed,
-                    v / coalesce(lag(v) OVER by_number, v) - 1 AS change
+                    ln(v / coalesce(lag(v) OVER by_number, v)) AS log_return
                FROM (SELECT row_number() OVER by_time AS i, time,
                             rate_index(close, first_value(close) OVER by_time) AS v
                        FROM m1_eurusd WINDOW by_time AS (ORDER BY time)) AS bars
