@@ -48,15 +48,8 @@ impl<P: Products> Ball<P> {
     /// `n`, exactly if it has no more than 105 significant bits.
     #[inline(always)]
     pub fn from_i256(n: Int256) -> Self {
-        match n.to_i128().filter(|n| n.unsigned_abs() < 1 << 105) {
-            Some(n) => Ball::from(n),
-            None => {
-                let shift = n.bit_length().saturating_sub(105);
-                let scale = power(shift as i32);
-                let top = DoubleDouble::from_integer(n.shifted_right(shift));
-                Ball::new(DoubleDouble { hi: top.hi * scale, lo: top.lo * scale }, scale)
-            }
-        }
+        let (mid, error) = n.to_double_double();
+        Ball::new(mid, error)
     }
 
     /// The number is within `radius` of this.

@@ -337,6 +337,9 @@ impl Axis {
     ///
     /// so that i128 never overflows, [`rounding::nearest_quotient`] may divide, and all but the second line
     /// are exact as [`rounding::DoubleDouble`].
+    ///
+    /// Sums that do not fit, of at most 10,000 values, can still be estimated: in 256 bits, with |y| < 2^62 all lines but
+    /// the second are below 2^106.
     pub fn fits(&self, window: usize) -> bool {
         window <= MAX_WINDOW && self.reach.checked_mul(window as u64).is_some_and(|r| r < 1 << 63)
     }

@@ -7,7 +7,8 @@ use num_bigint::BigInt;
 use num_traits::Zero;
 use serde::{Deserialize, Serialize};
 
-use crate::fixed::Whole;
+use crate::fixed::{Whole, power_of_two};
+use crate::rounding::DoubleDouble;
 
 /// An integer of 256 bits. Whoever computes with them knows bounds: overflow is a bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +30,21 @@ impl Int256 {
         let (high, low) = self.0.unsigned_abs().into_words();
         let magnitude = high as f64 * HIGH + low as f64;
         if self.0.is_negative() { -magnitude } else { magnitude }
+    }
+
+    /// The same number: exactly, if it has no more than 105 significant bits, else to within the error given, 2^-104 of
+    /// it.
+    #[inline(always)]
+    pub fn to_double_double(self) -> (DoubleDouble, f64) {
+        match self.to_i128().filter(|n| n.unsigned_abs() < 1 << 105) {
+            Some(n) => (DoubleDouble::from_integer(n), 0.0),
+            None => {
+                let shift = self.bit_length().saturating_sub(105);
+                let unit = power_of_two(shift as i32);
+                let top = DoubleDouble::from_integer(self.shifted_right(shift));
+                (DoubleDouble { hi: top.hi * unit, lo: top.lo * unit }, unit)
+            }
+        }
     }
 
     /// Significant bits.

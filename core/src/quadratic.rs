@@ -135,14 +135,14 @@ impl<I: Whole> QuadraticSums<I> {
         self.squares -= &oldest.squared();
     }
 
-    /// The same sums in big integers.
-    pub fn to_big(&self) -> QuadraticSums<BigInt> {
+    /// The same sums in other integers.
+    pub fn map<J>(&self, integer: impl Fn(&I) -> J) -> QuadraticSums<J> {
         QuadraticSums {
             len: self.len,
-            s0: self.s0.to_big(),
-            s1: self.s1.to_big(),
-            s2: self.s2.to_big(),
-            squares: self.squares.to_big(),
+            s0: integer(&self.s0),
+            s1: integer(&self.s1),
+            s2: integer(&self.s2),
+            squares: integer(&self.squares),
         }
     }
 
@@ -202,7 +202,7 @@ impl SumsShape for QuadraticShape {
     }
 
     fn widened(sums: &QuadraticSums<i128>) -> QuadraticSums<BigInt> {
-        sums.to_big()
+        sums.map(Whole::to_big)
     }
 }
 

@@ -2,13 +2,15 @@
 
 use std::collections::{TryReserveError, VecDeque};
 
-use crate::columns::RegMetric;
+use crate::columns::{MAX_WINDOW, RegMetric};
 use crate::extrema::give_back;
-use crate::fixed::{Grid, Whole};
+use crate::fixed::{Axis, Grid, Whole};
+use crate::int256::Int256;
 use crate::moving_sums::{Form, MovingSums};
 use crate::per_length::PerLength;
 use crate::quadratic::{
-    self, QuadraticConstants, QuadraticFit, QuadraticFrame, QuadraticInputs, QuadraticShape, QuadraticSums,
+    self, QuadraticConstants, QuadraticFit, QuadraticFrame, QuadraticInputs, QuadraticMoments,
+    QuadraticShape, QuadraticSums,
 };
 use crate::rounding::{DoubleDouble, with_best_products};
 
@@ -119,17 +121,10 @@ impl QuadraticAggregate {
         }
         let newest = self.newest;
         Some(match self.sums.form() {
-            Form::Narrow { axis, sums } if axis.fits(len) => {
-                let frame = frame(sums, &axis.y(newest).into(), axis.whole(newest).into(), axis.exponent());
-                let make = || QuadraticConstants::new(len, axis.scale(), axis.inverse_scale());
-                match self.constants.get(len, axis.exponent(), make) {
-                    Some(constants) => estimated(&frame, constants, newest),
-                    None => frame.fit(),
-                }
-            }
             Form::Narrow { axis, sums } => {
-                let newest_y = axis.y(newest).into();
-                frame(&sums.to_big(), &newest_y, axis.whole(newest).into(), axis.exponent()).fit()
+                let make = || QuadraticConstants::new(len, axis.scale(), axis.inverse_scale());
+                let constants = (len <= MAX_WINDOW).then(|| self.constants.get(len, axis.exponent(), make));
+                narrow_fit(axis, sums, newest, constants.flatten())
             }
             Form::Wide { exponent, sums } => {
                 let newest = Grid { exponent: *exponent, bits: 0 }.whole(newest);
@@ -144,22 +139,51 @@ fn frame<I: Whole>(sums: &QuadraticSums<I>, newest_y: &I, newest: I, exponent: i
     QuadraticFrame { len: sums.len(), exponent, moments: sums.moments(newest_y), newest }
 }
 
-fn estimated(frame: &QuadraticFrame<i128>, constants: &QuadraticConstants, newest: f64) -> QuadraticFit {
-    let moments = &frame.moments;
-    let inputs = QuadraticInputs {
-        excess: DoubleDouble::from_integer(moments.excess),
-        linear: DoubleDouble::from_integer(moments.linear),
-        curvature: DoubleDouble::from_integer(moments.curvature),
-        spread: DoubleDouble::from_large(moments.spread),
-        newest,
-    };
-    let estimate = quadratic::Estimate { constants, frame: &inputs };
+/// The fit of machine integers: estimated if there are constants, and otherwise exact.
+fn narrow_fit(
+    axis: &Axis,
+    sums: &QuadraticSums<i128>,
+    newest: f64,
+    constants: Option<&QuadraticConstants>,
+) -> QuadraticFit {
+    let y = i128::from(axis.y(newest));
+    let whole = i128::from(axis.whole(newest));
+    if axis.fits(sums.len()) {
+        let frame = frame(sums, &y, whole, axis.exponent());
+        let Some(constants) = constants else { return frame.fit() };
+        let QuadraticMoments { excess, linear, curvature, spread } = frame.moments;
+        let inputs = QuadraticInputs {
+            excess: DoubleDouble::from_integer(excess),
+            linear: DoubleDouble::from_integer(linear),
+            curvature: DoubleDouble::from_integer(curvature),
+            spread: DoubleDouble::from_large(spread),
+            newest,
+        };
+        return estimated(&inputs, constants, |metric| frame.metric(metric));
+    }
+    let in_big = || frame(&sums.map(Whole::to_big), &y.into(), whole.into(), axis.exponent());
+    let Some(constants) = constants else { return in_big().fit() };
+    let QuadraticMoments { excess, linear, curvature, spread } =
+        sums.map(|&n| Int256::from(n)).moments(&y.into());
+    let [(excess, _), (linear, _), (curvature, _), (spread, _)] =
+        [excess, linear, curvature, spread].map(Int256::to_double_double);
+    let inputs = QuadraticInputs { excess, linear, curvature, spread, newest };
+    estimated(&inputs, constants, |metric| in_big().metric(metric))
+}
+
+/// The fit of these inputs; `exactly` settles what an estimate leaves open.
+fn estimated(
+    inputs: &QuadraticInputs,
+    constants: &QuadraticConstants,
+    exactly: impl Fn(RegMetric) -> f64,
+) -> QuadraticFit {
+    let estimate = quadratic::Estimate { constants, frame: inputs };
     let mut estimated = QuadraticFit::default();
     with_best_products(&estimate, false, &mut estimated);
     let mut fit = estimated.to_array();
     for (value, &metric) in fit.iter_mut().zip(RegMetric::ALL) {
         if value.is_nan() {
-            *value = frame.metric(metric);
+            *value = exactly(metric);
         }
     }
     QuadraticFit::from_array(fit)

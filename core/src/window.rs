@@ -155,9 +155,9 @@ impl<I: Whole> WindowSums<I> {
         self.squares -= &oldest.squared();
     }
 
-    /// The same sums in big integers.
-    pub fn to_big(&self) -> WindowSums<BigInt> {
-        WindowSums { len: self.len, sum: self.sum.to_big(), squares: self.squares.to_big() }
+    /// The same sums in other integers.
+    pub fn map<J>(&self, integer: impl Fn(&I) -> J) -> WindowSums<J> {
+        WindowSums { len: self.len, sum: integer(&self.sum), squares: integer(&self.squares) }
     }
 
     /// What the metrics are made of, with the current value `y`.
@@ -210,7 +210,7 @@ impl SumsShape for WindowShape {
     }
 
     fn widened(sums: &WindowSums<i128>) -> WindowSums<BigInt> {
-        sums.to_big()
+        sums.map(Whole::to_big)
     }
 }
 

@@ -3,8 +3,10 @@
 
 use std::collections::{TryReserveError, VecDeque};
 
+use crate::columns::MAX_WINDOW;
 use crate::extrema::{MovingMaximum, give_back};
-use crate::fixed::{Grid, Quotient, Whole};
+use crate::fixed::{Axis, Grid, Quotient, Whole};
+use crate::int256::Int256;
 use crate::moving_sums::{Form, MovingSums};
 use crate::per_length::PerLength;
 use crate::rounding::{DoubleDouble, with_best_products};
@@ -166,27 +168,18 @@ impl WindowAggregate {
         let now = self.finite_current().filter(|_| self.not_finite == 0 && self.len > 0)?;
         let (oldest, max, min) = self.ends();
         let values = Values { now, oldest, max, min };
-        match self.sums.form() {
-            Form::Narrow { axis, sums } if axis.fits(self.len) => {
-                let frame = values
-                    .frame(sums, &axis.y(now).into(), axis.exponent(), |value| axis.whole(value).into());
-                let make = || WindowConstants::new(self.len, axis.scale(), axis.inverse_scale());
-                let constants = self.constants.get(self.len, axis.exponent(), make);
-                Some(match constants.filter(|_| self.len > 1) {
-                    Some(constants) => estimated(&frame, constants, &values),
-                    None => exact(&frame),
-                })
-            }
+        Some(match self.sums.form() {
             Form::Narrow { axis, sums } => {
-                Some(exact(&values.frame(&sums.to_big(), &axis.y(now).into(), axis.exponent(), |value| {
-                    axis.whole(value).into()
-                })))
+                let make = || WindowConstants::new(self.len, axis.scale(), axis.inverse_scale());
+                let can_estimate = (2..=MAX_WINDOW).contains(&self.len);
+                let constants = can_estimate.then(|| self.constants.get(self.len, axis.exponent(), make));
+                narrow_metrics(axis, sums, &values, constants.flatten())
             }
             Form::Wide { exponent, sums } => {
                 let grid = Grid { exponent: *exponent, bits: 0 };
-                Some(exact(&values.frame(sums, &grid.whole(now), *exponent, |value| grid.whole(value))))
+                exact(&values.frame(sums, &grid.whole(now), *exponent, |value| grid.whole(value)))
             }
-        }
+        })
     }
 
     /// Oldest, greatest and least value of a past that is not empty and finite.
@@ -250,22 +243,48 @@ fn exact<I: Quotient>(frame: &WindowFrame<I>) -> WindowMetrics {
     }
 }
 
-fn estimated(frame: &WindowFrame<i128>, constants: &WindowConstants, values: &Values) -> WindowMetrics {
-    let inputs = WindowInputs {
-        excess: DoubleDouble::from_integer(frame.moments.excess),
-        spread: DoubleDouble::from_large(frame.moments.spread),
-        now: values.now,
-        oldest: values.oldest,
-        max: values.max,
-        min: values.min,
+/// Metrics of machine integers: estimated if there are constants, and otherwise exact.
+fn narrow_metrics(
+    axis: &Axis,
+    sums: &WindowSums<i128>,
+    values: &Values,
+    constants: Option<&WindowConstants>,
+) -> WindowMetrics {
+    let y = i128::from(axis.y(values.now));
+    if axis.fits(sums.len()) {
+        let frame = values.frame(sums, &y, axis.exponent(), |value| axis.whole(value).into());
+        let Some(constants) = constants else { return exact(&frame) };
+        let excess = DoubleDouble::from_integer(frame.moments.excess);
+        let spread = DoubleDouble::from_large(frame.moments.spread);
+        return estimated(excess, spread, constants, values, |metric| frame.metric(metric));
+    }
+    let in_big = || {
+        let sums = sums.map(Whole::to_big);
+        values.frame(&sums, &y.into(), axis.exponent(), |value| axis.whole(value).into())
     };
+    let Some(constants) = constants else { return exact(&in_big()) };
+    let moments = sums.map(|&n| Int256::from(n)).moments(&y.into());
+    let [(excess, _), (spread, _)] = [moments.excess, moments.spread].map(Int256::to_double_double);
+    estimated(excess, spread, constants, values, |metric| in_big().metric(metric))
+}
+
+/// The metrics of these moments; `exactly` settles what an estimate leaves open.
+fn estimated(
+    excess: DoubleDouble,
+    spread: DoubleDouble,
+    constants: &WindowConstants,
+    values: &Values,
+    exactly: impl Fn(Metric) -> f64,
+) -> WindowMetrics {
+    let Values { now, oldest, max, min } = *values;
+    let inputs = WindowInputs { excess, spread, now, oldest, max, min };
     let estimate = window::Estimate { constants, frame: &inputs };
     let mut estimated = WindowMetrics::default();
     with_best_products(&estimate, false, &mut estimated);
     let mut metrics = estimated.to_array();
     for (value, metric) in metrics.iter_mut().zip(Metric::ALL) {
         if value.is_nan() {
-            *value = frame.metric(metric);
+            *value = exactly(metric);
         }
     }
     WindowMetrics::from_array(metrics)

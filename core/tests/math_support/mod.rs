@@ -287,6 +287,8 @@ pub enum Series {
     HugeRange,
     /// Small integers, also 0 and negative: many ties and exact parabolas.
     Integers,
+    /// Around 0, both signs, all digits: beyond the products of machine integers.
+    Returns,
     /// An exact parabola.
     Parabola,
     /// Subnormal, smallest normal, -0.
@@ -296,7 +298,7 @@ pub enum Series {
 }
 
 impl Series {
-    pub const ALL: [Series; 14] = [
+    pub const ALL: [Series; 15] = [
         Series::Ordinary,
         Series::Near60,
         Series::Near140,
@@ -308,6 +310,7 @@ impl Series {
         Series::Large,
         Series::HugeRange,
         Series::Integers,
+        Series::Returns,
         Series::Parabola,
         Series::Subnormal,
         Series::AnyBits,
@@ -349,6 +352,7 @@ impl Series {
                 (0..len).map(|_| [1e-5, 1e9][random.below(2) as usize] * (1.0 + random.unit())).collect()
             }
             Series::Integers => (0..len).map(|_| random.below(9) as f64 - 4.0).collect(),
+            Series::Returns => (0..len).map(|_| libm::log(1.0 + (random.unit() - 0.5) * 1e-3)).collect(),
             Series::Parabola => (0..len).map(|x| 80.0 + 0.5 * x as f64 + (x * x) as f64 / 1024.0).collect(),
             Series::Subnormal => (0..len)
                 .map(|_| match random.below(4) {
