@@ -361,7 +361,8 @@ fn nobody_gets_hold_of_a_state() {
         let name = function.split_once('(').expect("arguments").0;
         for arguments in [nulls.join(", "), nulls.join(", ").replacen("NULL", "NULL::internal", 1)] {
             let code = error_of(&mut session, &format!("SELECT {name}({arguments})")).code;
-            assert!(["42883", "42846"].contains(&code.as_str()), "{name}({arguments}): {code}");
+            // no such function, no such cast, or, from PostgreSQL 18: cannot accept a value of type internal
+            assert!(["42883", "42846", "0A000"].contains(&code.as_str()), "{name}({arguments}): {code}");
         }
     }
     run_each(&mut session, &["CREATE ROLE maker LOGIN", "CREATE SCHEMA made AUTHORIZATION maker"]);
