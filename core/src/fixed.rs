@@ -172,13 +172,18 @@ impl Grid {
 
     /// The integer that `value`, one of the grid's, is.
     pub fn whole(self, value: f64) -> BigInt {
-        if value == 0.0 {
-            return BigInt::ZERO;
-        }
-        let (significand, exponent) = decompose(value);
-        let shift = exponent - self.exponent;
-        if shift >= 0 { BigInt::from(significand) << shift } else { BigInt::from(significand >> -shift) }
+        big_whole(self.exponent, value)
     }
+}
+
+/// The integer of which `value` is `2^exponent` times as much. There must be one.
+pub(crate) fn big_whole(exponent: i32, value: f64) -> BigInt {
+    if value == 0.0 {
+        return BigInt::ZERO;
+    }
+    let (significand, own) = decompose(value);
+    let shift = own - exponent;
+    if shift >= 0 { BigInt::from(significand) << shift } else { BigInt::from(significand >> -shift) }
 }
 
 /// `2^exponent`, for the exponents of normal doubles.
@@ -276,12 +281,11 @@ impl Axis {
             let reach = self.reach.max((whole - self.reference).unsigned_abs());
             return Some((Axis { reach, ..*self }, 0));
         }
+        let grid = Grid::of([value]).ok()?;
         if self.reference == 0 && self.reach == 0 {
             // So far there were only zeros, which lie on every grid.
-            let grid = Grid::of([value]).ok()?;
             return Axis::of([0.0, value], grid).map(|axis| (axis.counted_from_zero(), 0));
         }
-        let grid = Grid::of([value]).ok()?;
         let bits = u32::try_from(self.exponent - grid.exponent).ok().filter(|&bits| bits > 0)?;
         let room = |magnitude: u64| bit_length(magnitude) + bits <= Self::BITS;
         let finer_fits = Self::EXPONENTS.contains(&grid.exponent)

@@ -10,7 +10,7 @@ use std::fmt::Debug;
 use num_bigint::BigInt;
 
 use crate::columns::MAX_WINDOW;
-use crate::fixed::{Axis, Grid, Whole};
+use crate::fixed::{Axis, Grid, Whole, big_whole};
 use crate::rounding::lowest_power;
 
 /// Sums of functions of the values `y` of a frame.
@@ -139,7 +139,7 @@ impl<S: SumsShape> MovingSums<S> {
         self.age += 1;
         match &mut self.form {
             Form::Narrow { axis, sums } => sums.push(&axis.y(value).into()),
-            Form::Wide { exponent, sums } => sums.push(&on_grid(*exponent, value)),
+            Form::Wide { exponent, sums } => sums.push(&big_whole(*exponent, value)),
         }
     }
 
@@ -148,7 +148,7 @@ impl<S: SumsShape> MovingSums<S> {
     pub fn drop_oldest(&mut self, value: f64) {
         match &mut self.form {
             Form::Narrow { axis, sums } => sums.drop_oldest(&axis.y(value).into()),
-            Form::Wide { exponent, sums } => sums.drop_oldest(&on_grid(*exponent, value)),
+            Form::Wide { exponent, sums } => sums.drop_oldest(&big_whole(*exponent, value)),
         }
     }
 
@@ -163,12 +163,8 @@ impl<S: SumsShape> MovingSums<S> {
         };
         match &mut self.form {
             Form::Narrow { axis, sums } => values.for_each(|value| sums.push(&axis.y(value).into())),
-            Form::Wide { exponent, sums } => values.for_each(|value| sums.push(&on_grid(*exponent, value))),
+            Form::Wide { exponent, sums } => values.for_each(|value| sums.push(&big_whole(*exponent, value))),
         }
         self.age = 0;
     }
-}
-
-fn on_grid(exponent: i32, value: f64) -> BigInt {
-    Grid { exponent, bits: 0 }.whole(value)
 }

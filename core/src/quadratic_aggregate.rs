@@ -4,7 +4,7 @@ use std::collections::{TryReserveError, VecDeque};
 
 use crate::columns::{MAX_WINDOW, RegMetric};
 use crate::extrema::give_back;
-use crate::fixed::{Axis, Grid, Whole};
+use crate::fixed::{Axis, Whole, big_whole};
 use crate::int256::Int256;
 use crate::moving_sums::{Form, MovingSums};
 use crate::per_length::PerLength;
@@ -127,7 +127,7 @@ impl QuadraticAggregate {
                 narrow_fit(axis, sums, newest, constants.flatten())
             }
             Form::Wide { exponent, sums } => {
-                let newest = Grid { exponent: *exponent, bits: 0 }.whole(newest);
+                let newest = big_whole(*exponent, newest);
                 frame(sums, &newest, newest.clone(), *exponent).fit()
             }
         })

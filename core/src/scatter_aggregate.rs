@@ -6,7 +6,7 @@ use num_bigint::BigInt;
 use serde::{Deserialize, Serialize};
 
 use crate::extrema::{MovingMaximum, give_back};
-use crate::fixed::{Axis, Grid, bit_length};
+use crate::fixed::{Axis, Grid, big_whole, bit_length};
 use crate::int256::Int256;
 use crate::quadratic::QuadraticFit;
 use crate::rounding::{lowest_power, with_best_products};
@@ -252,7 +252,7 @@ impl Form {
                 sums.apply(x.y(point.0) - centre.0, y.y(point.1) - centre.1, 1);
             }
             Form::Wide { x_exponent, y_exponent, sums } => {
-                sums.push(&wide(*x_exponent, point.0), &wide(*y_exponent, point.1));
+                sums.push(&big_whole(*x_exponent, point.0), &big_whole(*y_exponent, point.1));
             }
         }
     }
@@ -263,7 +263,7 @@ impl Form {
                 sums.apply(x.y(point.0) - centre.0, y.y(point.1) - centre.1, -1);
             }
             Form::Wide { x_exponent, y_exponent, sums } => {
-                sums.drop(&wide(*x_exponent, point.0), &wide(*y_exponent, point.1));
+                sums.drop(&big_whole(*x_exponent, point.0), &big_whole(*y_exponent, point.1));
             }
         }
     }
@@ -374,7 +374,7 @@ impl Form {
                 y_reference: BigInt::ZERO,
                 x_exponent: *x_exponent,
                 y_exponent: *y_exponent,
-                end: (wide(*x_exponent, end.0), wide(*y_exponent, end.1)),
+                end: (big_whole(*x_exponent, end.0), big_whole(*y_exponent, end.1)),
             }
             .fit(),
         }
@@ -389,8 +389,4 @@ fn axis_of(values: impl Iterator<Item = f64> + Clone) -> (i32, Option<Axis>) {
 
 fn holds(len: usize, x: &Axis) -> bool {
     ScatterSums::holds(len, bit_length(x.reach()))
-}
-
-fn wide(exponent: i32, value: f64) -> BigInt {
-    Grid { exponent, bits: 0 }.whole(value)
 }

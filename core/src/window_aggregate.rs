@@ -5,7 +5,7 @@ use std::collections::{TryReserveError, VecDeque};
 
 use crate::columns::MAX_WINDOW;
 use crate::extrema::{MovingMaximum, give_back};
-use crate::fixed::{Axis, Grid, Quotient, Whole};
+use crate::fixed::{Axis, Quotient, Whole, big_whole};
 use crate::int256::Int256;
 use crate::moving_sums::{Form, MovingSums};
 use crate::per_length::PerLength;
@@ -176,8 +176,8 @@ impl WindowAggregate {
                 narrow_metrics(axis, sums, &values, constants.flatten())
             }
             Form::Wide { exponent, sums } => {
-                let grid = Grid { exponent: *exponent, bits: 0 };
-                exact(&values.frame(sums, &grid.whole(now), *exponent, |value| grid.whole(value)))
+                let whole = |value| big_whole(*exponent, value);
+                exact(&values.frame(sums, &whole(now), *exponent, whole))
             }
         })
     }
