@@ -196,3 +196,18 @@ AS $$
     SELECT array_to_string(items[1:shown], ', ')
         || CASE WHEN cardinality(items) > shown THEN format(' and %s more', cardinality(items) - shown) ELSE '' END
 $$;
+
+-- Row-level security that applies to the caller would hide bars from windows, and rows from comparison, without a word.
+CREATE FUNCTION bqx._check_sees_all_rows(rel regclass) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF row_security_active(rel) THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('row-level security of %s applies to role "%s"', rel, current_user),
+            DETAIL = 'What is computed from a part of the rows would be wrong.',
+            HINT = 'Call as the table''s owner, or as a role with BYPASSRLS.';
+    END IF;
+END
+$$;

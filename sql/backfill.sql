@@ -28,7 +28,8 @@ $$;
 
 -- Runs the jobs of one pair and month for these families, and records how they ended. What fails leaves the month
 -- as it was. Returns true if all went well.
-CREATE FUNCTION bqx._run_jobs(run_id bigint, pair text, month date, families text[], worker int) RETURNS boolean
+CREATE FUNCTION bqx._run_jobs(
+    run_id bigint, pair text, month date, families text[], job_ids bigint[], worker int) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -41,6 +42,7 @@ DECLARE
     hint text;
     code text;
 BEGIN
+    PERFORM bqx._show_claim(run_id, worker, pair, to_char(month, 'YYYY-MM'), families, job_ids);
     BEGIN
         FOREACH one_family IN ARRAY families LOOP
             IF NOT bqx._run_force(run_id) AND bqx._month_is_current(one_family, pair, month) THEN
@@ -65,13 +67,27 @@ BEGIN
     END;
     IF cardinality(families) > 1 THEN
         -- One family's trouble is not the other's: each on its own.
-        RETURN (SELECT bool_and(bqx._run_jobs(run_id, pair, month, ARRAY[f], worker)) FROM unnest(families) AS f);
+        RETURN (SELECT bool_and(bqx._run_jobs(run_id, pair, month, ARRAY[f], ARRAY[id], worker))
+                  FROM unnest(families, job_ids) AS j (f, id));
     END IF;
     PERFORM bqx._finish_job(run_id, families[1], pair, month, 'failed', worker, started, NULL::bigint, NULL::bigint,
         NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code, hint);
     RETURN false;
 END
 $$;
+
+-- Waits for a month that someone else works on. A lock_timeout is meant for tables: colleagues are waited for.
+CREATE FUNCTION bqx._await_month(pair text, month date) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = 0
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(bqx._month_lock(pair, month));
+END
+$$;
+
+CREATE FUNCTION bqx._month_lock(pair text, month date) RETURNS bigint
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT bqx._lock_key('month', pair || to_char(month, ' YYYY-MM')) $$;
 
 -- Claims and runs one pair and month of a run, in the caller's transaction; false when nothing is left to do.
 -- Two runs never do the same month at once: whoever holds the month's lock works, the other waits for it last.
@@ -87,19 +103,20 @@ BEGIN
     FOR attempt IN 1..2 LOOP
         FOR unit IN SELECT * FROM bqx._open_units(run_id, claims_in_view) LOOP
             IF attempt = 1 THEN
-                CONTINUE WHEN NOT pg_try_advisory_xact_lock(bqx._lock_key('month', unit.pair || to_char(unit.month, ' YYYY-MM')));
+                CONTINUE WHEN NOT pg_try_advisory_xact_lock(bqx._month_lock(unit.pair, unit.month));
             ELSE
-                PERFORM pg_advisory_xact_lock(bqx._lock_key('month', unit.pair || to_char(unit.month, ' YYYY-MM')));
+                PERFORM bqx._await_month(unit.pair, unit.month);
             END IF;
             -- Locked: is it still open, and for which families?
             SELECT j.* INTO claimed FROM bqx._open_jobs(run_id, unit.pair, unit.month) AS j;
             IF claimed.families IS NOT NULL THEN
                 PERFORM pg_advisory_xact_lock(bqx._lock_key('job', id::text)) FROM unnest(claimed.job_ids) AS id;
-                PERFORM bqx._run_jobs(run_id, unit.pair, unit.month, claimed.families, worker);
+                PERFORM bqx._run_jobs(run_id, unit.pair, unit.month, claimed.families, claimed.job_ids, worker);
             END IF;
             RETURN true;  -- one month a transaction, whether it was still open or not
         END LOOP;
     END LOOP;
+    PERFORM bqx._show_no_claim();
     RETURN false;
 END
 $$;
@@ -110,7 +127,8 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM bqx._check_has_index(pair);
-    PERFORM bqx._derived_table(f, pair) FROM unnest(families) AS f;
+    PERFORM bqx._check_sees_all_rows(bqx._m1_table(pair));
+    PERFORM bqx._check_sees_all_rows(bqx._derived_table(f, pair)) FROM unnest(families) AS f;
 END
 $$;
 
@@ -146,64 +164,154 @@ BEGIN
 END
 $$;
 
--- Says how the jobs went that ended since a given time; returns the time up to which it told.
-CREATE FUNCTION bqx._tell_finished_jobs(run_id bigint, told_until timestamp with time zone)
-RETURNS timestamp with time zone
+-- What a waiting call has told of its jobs: how many, and which of those that ended since an instant. Jobs are not
+-- committed in the order of their ends, so that instant stays a little behind.
+CREATE TYPE bqx._told AS (count bigint, since timestamp with time zone, job_ids bigint[]);
+
+-- Says how the jobs went that ended and were not told yet.
+CREATE FUNCTION bqx._tell_finished_jobs(run_id bigint, total bigint, told bqx._told) RETURNS bqx._told
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     job record;
+    title text;
 BEGIN
-    FOR job IN
-        SELECT f.*, format('[%s/%s] %s %s %s', f.nth, f.total, f.pair, to_char(f.month, 'YYYY-MM'), f.family) AS title
-          FROM bqx._finished_jobs(run_id, told_until) AS f ORDER BY f.nth
-    LOOP
-        told_until := job.finished_at;
+    FOR job IN SELECT * FROM bqx._finished_jobs(run_id, told.since, told.job_ids) AS f LOOP
+        told.count := told.count + 1;
+        told.job_ids := told.job_ids || job.job_id;
+        title := format('[%s/%s] %s %s %s', told.count, total, job.pair, to_char(job.month, 'YYYY-MM'), job.family);
         IF job.state = 'failed' THEN
-            RAISE WARNING '%: %', job.title, job.error;
+            RAISE WARNING '%: %', title, job.error;
         ELSE
-            RAISE NOTICE '%: % in % s', job.title, CASE job.rows_written WHEN 0 THEN 'unchanged'
+            RAISE NOTICE '%: % in % s', title, CASE job.rows_written WHEN 0 THEN 'unchanged'
                 ELSE job.rows_written || ' rows written' END, round(job.seconds, 2);
         END IF;
     END LOOP;
-    RETURN told_until;
+    IF cardinality(told.job_ids) > 1000 THEN
+        told.since := greatest(told.since, clock_timestamp() - interval '5 minutes');
+        told.job_ids := ARRAY(SELECT f.job_id FROM bqx._finished_jobs(run_id, told.since, '{}'::bigint[]) AS f);
+    END IF;
+    RETURN told;
 END
 $$;
 
--- The call's last word: an error that counts and names what failed.
+-- The call's last word: an error that counts and names what failed, or was not done.
 CREATE FUNCTION bqx._report_run(run_id bigint) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    done record;
-    common record;
-    failures text[];
+    outcome record := bqx._run_outcome(run_id);
+    failures text := array_to_string(outcome.failures[1:20], E'\n')
+                  || CASE WHEN cardinality(outcome.failures) > 20
+                     THEN format(E'\nand %s more', cardinality(outcome.failures) - 20) ELSE '' END;
 BEGIN
-    SELECT count(*) AS jobs, coalesce(sum(j.rows_written), 0) AS rows, count(*) FILTER (WHERE j.state = 'pending') AS open
-      INTO done FROM bqx.jobs AS j WHERE j.run_id = $1;
-    SELECT array_agg(format('%s %s %s: %s', j.family, j.pair, to_char(j.month, 'YYYY-MM'), j.error)
-                     ORDER BY j.pair, j.month, j.family) INTO failures
-      FROM bqx.jobs AS j WHERE j.run_id = $1 AND j.state = 'failed';
-    IF failures IS NOT NULL THEN
-        common := bqx._common_error(run_id);
+    IF outcome.cancelled > 0 THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'query_canceled',
+            MESSAGE = format('run %s was cancelled: %s of its %s jobs are done', run_id, outcome.done, outcome.jobs),
+            DETAIL = coalesce(failures, ''),
+            HINT = format('CALL bqx.resume(%s);  does the others.', run_id);
+    ELSIF outcome.failures IS NOT NULL THEN
         RAISE EXCEPTION USING
             -- one kind of trouble keeps its own code, so that callers can tell what it was
-            ERRCODE = coalesce(common.error_code, 'P0001'),
-            MESSAGE = format('%s of %s jobs of run %s failed; the others are done', cardinality(failures), done.jobs, run_id),
-            DETAIL = array_to_string(failures[1:20], E'\n')
-                  || CASE WHEN cardinality(failures) > 20 THEN format(E'\nand %s more', cardinality(failures) - 20) ELSE '' END,
-            HINT = coalesce(common.error_hint || ' Then ',
+            ERRCODE = coalesce(outcome.error_code, 'P0001'),
+            MESSAGE = format('%s of %s jobs of run %s failed; the others are done',
+                             cardinality(outcome.failures), outcome.jobs, run_id),
+            DETAIL = failures,
+            HINT = coalesce(outcome.error_hint || ' Then ',
                             format('SELECT * FROM bqx.jobs WHERE run_id = %s AND state = ''failed'';  names the causes. '
                                    'When they are mended, ', run_id))
                    || 'CALL bqx.backfill();  again: finished months are skipped.';
-    END IF;
-    IF done.open > 0 THEN
+    ELSIF outcome.open > 0 THEN
         RAISE EXCEPTION USING
             ERRCODE = 'object_not_in_prerequisite_state',
-            MESSAGE = format('%s of %s jobs of run %s were not done: their worker ended early', done.open, done.jobs, run_id),
-            HINT = 'The server log says why. CALL bqx.backfill();  again: finished months are skipped.';
+            MESSAGE = format('%s of %s jobs of run %s were not done: their worker ended early',
+                             outcome.open, outcome.jobs, run_id),
+            HINT = format('The server log says why. CALL bqx.resume(%s);  does them.', run_id);
     END IF;
-    RAISE NOTICE 'run %: % jobs done, % rows written', run_id, done.jobs, done.rows;
+    RAISE NOTICE 'run %: % jobs done, % rows written', run_id, outcome.jobs, outcome.rows_written;
+END
+$$;
+
+-- Ends a call that can't have a background worker and won't wait: its run is given up.
+CREATE FUNCTION bqx._refuse_without_worker() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RAISE EXCEPTION USING
+        ERRCODE = 'insufficient_resources',
+        MESSAGE = 'no background worker slot is free',
+        DETAIL = format('max_worker_processes is %s.', current_setting('max_worker_processes')),
+        HINT = 'CALL bqx.backfill(workers => 0);  works in this session; raising max_worker_processes needs a restart.';
+END
+$$;
+
+-- Works the open jobs of a run off: workers => 0 in this session, else by background workers, waited for or not.
+CREATE PROCEDURE bqx._work_off(run_id bigint, workers int, wait boolean)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    jobs bigint;
+    wanted int;
+    started int := 0;
+    told bqx._told := ROW(0, '-infinity', '{}');
+    more boolean;
+BEGIN
+    SET LOCAL search_path TO pg_catalog, pg_temp;
+    jobs := (bqx._run_outcome(run_id)).open;
+    wanted := least(coalesce(workers, bqx._useful_workers()), (SELECT count(*) FROM bqx._open_units(run_id, NULL::int)));
+    IF wanted > 0 THEN
+        started := bqx._start_workers(run_id, wanted);
+        IF NOT wait THEN
+            PERFORM bqx._let_workers_go();
+        END IF;
+        IF started = 0 AND NOT wait THEN
+            PERFORM bqx._cancel_open_jobs(run_id);
+            PERFORM bqx._close_run(run_id);
+            COMMIT;
+            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+            SET LOCAL search_path TO pg_catalog, pg_temp;
+            PERFORM bqx._refuse_without_worker();
+        ELSIF started < wanted THEN
+            RAISE NOTICE '% of % background workers started (max_worker_processes = %)%', started, wanted,
+                current_setting('max_worker_processes'),
+                CASE started WHEN 0 THEN ': this session does the work' ELSE '' END;
+        END IF;
+    END IF;
+    IF NOT wait AND (started > 0 OR jobs = 0) THEN
+        RAISE NOTICE 'run % goes on in the background: SELECT * FROM bqx.progress WHERE run_id = %;', run_id, run_id;
+        IF jobs = 0 THEN
+            PERFORM bqx._close_run(run_id);
+        END IF;
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        RETURN;
+    END IF;
+
+    LOOP
+        PERFORM bqx._check_client();
+        IF started > 0 THEN
+            more := bqx._await_workers(200);
+        ELSE
+            more := bqx._work_once(run_id, 0);
+        END IF;
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        told := bqx._tell_finished_jobs(run_id, jobs, told);
+        EXIT WHEN NOT more;
+    END LOOP;
+    -- If it was cancel() that ended the workers, its word comes first.
+    PERFORM pg_advisory_xact_lock(bqx._lock_key('run end', run_id::text));
+    PERFORM bqx._close_run(run_id);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
+    IF jobs = 0 THEN
+        RAISE NOTICE 'run %: nothing to do', run_id;
+    END IF;
+    PERFORM bqx._report_run(run_id);
 END
 $$;
 
@@ -215,11 +323,6 @@ AS $$
 DECLARE
     chosen_families pg_catalog.text[];
     chosen pg_catalog.text[];
-    jobs bigint;
-    wanted int;
-    started int := 0;
-    told pg_catalog.timestamptz := '-infinity';
-    more boolean;
 BEGIN
     PERFORM bqx._require_top_level('backfill'::pg_catalog.text);
     COMMIT;
@@ -232,65 +335,10 @@ BEGIN
     run_id := bqx._plan_run(chosen_families, chosen, from_month, to_month, jsonb_build_object(
         'families', chosen_families, 'pairs', chosen, 'from_month', from_month, 'to_month', to_month,
         'workers', workers, 'force', coalesce(force, false), 'wait', coalesce(wait, true)));
-    jobs := (SELECT count(*) FROM bqx.jobs AS j WHERE j.run_id = backfill.run_id);
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
-
-    wanted := least(coalesce(workers, bqx._useful_workers()), (SELECT count(*) FROM bqx._open_units(run_id, NULL::int)));
-    IF wanted > 0 THEN
-        started := bqx._start_workers(run_id, wanted);
-        IF NOT coalesce(wait, true) THEN
-            PERFORM bqx._let_workers_go();
-        END IF;
-        IF started = 0 AND NOT coalesce(wait, true) THEN
-            PERFORM bqx._cancel_open_jobs(run_id);
-            PERFORM bqx._close_run(run_id);
-            COMMIT;
-            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-            SET LOCAL search_path TO pg_catalog, pg_temp;
-            RAISE EXCEPTION USING
-                ERRCODE = 'insufficient_resources',
-                MESSAGE = 'no background worker slot is free',
-                DETAIL = format('max_worker_processes is %s.', current_setting('max_worker_processes')),
-                HINT = 'CALL bqx.backfill(workers => 0);  works in this session; raising max_worker_processes needs a restart.';
-        ELSIF started < wanted THEN
-            RAISE NOTICE '% of % background workers started (max_worker_processes = %)%', started, wanted,
-                current_setting('max_worker_processes'),
-                CASE started WHEN 0 THEN ': this session does the work' ELSE '' END;
-        END IF;
-    END IF;
-    IF NOT coalesce(wait, true) AND (started > 0 OR jobs = 0) THEN
-        RAISE NOTICE 'run % goes on in the background: SELECT * FROM bqx.progress WHERE run_id = %;', run_id, run_id;
-        IF jobs = 0 THEN
-            PERFORM bqx._close_run(run_id);
-        END IF;
-        COMMIT;
-        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-        SET LOCAL search_path TO pg_catalog, pg_temp;
-        RETURN;
-    END IF;
-
-    LOOP
-        IF started > 0 THEN
-            more := bqx._await_workers(200);
-        ELSE
-            more := bqx._work_once(run_id, 0);
-        END IF;
-        COMMIT;
-        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-        SET LOCAL search_path TO pg_catalog, pg_temp;
-        told := bqx._tell_finished_jobs(run_id, told);
-        EXIT WHEN NOT more;
-    END LOOP;
-    PERFORM bqx._close_run(run_id);
-    COMMIT;
-    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-    SET LOCAL search_path TO pg_catalog, pg_temp;
-    IF jobs = 0 THEN
-        RAISE NOTICE 'run %: no bars in these months, nothing to do', run_id;
-    END IF;
-    PERFORM bqx._report_run(run_id);
+    CALL bqx._work_off(run_id, workers, coalesce(wait, true));
 END
 $$;
 COMMENT ON PROCEDURE bqx.backfill(text[], text[], date, date, int, boolean, boolean, bigint) IS

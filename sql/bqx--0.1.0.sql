@@ -68,452 +68,6 @@ GRANT USAGE ON SCHEMA bqx TO PUBLIC;
 -- requires:
 --   preflight
 
--- The instruments bqx knows, the baseline of each, and the rows that loads refused.
-
-CREATE TABLE bqx.pairs (
-    pair text PRIMARY KEY CHECK (pair ~ '^[a-z][a-z0-9]{2,15}$' AND pair <> 'staging'),
-    base text,
-    quote text,
-    builtin boolean NOT NULL DEFAULT false,
-    added_at timestamp with time zone NOT NULL DEFAULT pg_catalog.now()
-);
-COMMENT ON TABLE bqx.pairs IS
-    'Registered instruments. Add your own: INSERT INTO bqx.pairs (pair, base, quote) VALUES (''eurtry'', ''EUR'', ''TRY'')';
-
-INSERT INTO bqx.pairs (pair, base, quote, builtin)
-SELECT p, pg_catalog.upper(pg_catalog.left(p, 3)), pg_catalog.upper(pg_catalog.right(p, 3)), true
-  FROM pg_catalog.unnest(ARRAY[
-    'audcad', 'audchf', 'audjpy', 'audnzd', 'audusd', 'cadchf', 'cadjpy', 'chfjpy', 'euraud', 'eurcad',
-    'eurchf', 'eurgbp', 'eurjpy', 'eurnzd', 'eurusd', 'gbpaud', 'gbpcad', 'gbpchf', 'gbpjpy', 'gbpnzd',
-    'gbpusd', 'nzdcad', 'nzdchf', 'nzdjpy', 'nzdusd', 'usdcad', 'usdchf', 'usdjpy']) AS p;
-
-CREATE TABLE bqx.baseline_rates (
-    pair text PRIMARY KEY,
-    baseline_date timestamp with time zone NOT NULL,
-    baseline_time timestamp with time zone NOT NULL,
-    baseline_rate double precision NOT NULL
-        CHECK (baseline_rate > 0 AND baseline_rate < 'Infinity'::double precision),
-    created_at timestamp with time zone NOT NULL DEFAULT pg_catalog.now(),
-    applied_at timestamp with time zone
-);
-COMMENT ON TABLE bqx.baseline_rates IS
-    'The close that makes rate_index 100, per pair: asked-for date, the bar taken, and when index_m1 applied it';
-
-CREATE TABLE bqx.rejected_bars (
-    rejected_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    pair text NOT NULL,
-    source text NOT NULL,
-    line_no bigint NOT NULL,
-    line text,
-    reason text NOT NULL,
-    loaded_by name NOT NULL,
-    loaded_at timestamp with time zone NOT NULL DEFAULT pg_catalog.now()
-);
-COMMENT ON TABLE bqx.rejected_bars IS 'Lines that load_m1 and ingest_m1 left out under on_bad_row => ''skip''';
-
--- Builtin rows come with CREATE EXTENSION: dumping them too would make the restore collide with them.
-SELECT pg_catalog.pg_extension_config_dump('bqx.pairs', 'WHERE NOT builtin');
-SELECT pg_catalog.pg_extension_config_dump('bqx.baseline_rates', '');
-SELECT pg_catalog.pg_extension_config_dump('bqx.rejected_bars', '');
-SELECT pg_catalog.pg_extension_config_dump(
-    pg_catalog.pg_get_serial_sequence('bqx.rejected_bars', 'rejected_id')::pg_catalog.regclass, '');
-
-GRANT SELECT ON bqx.pairs, bqx.baseline_rates, bqx.rejected_bars TO PUBLIC;
-
--- The role whose rights count inside a SECURITY DEFINER function: current_user is its owner there.
-CREATE FUNCTION bqx._calling_role() RETURNS name
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT CASE pg_catalog.current_setting('role') WHEN 'none' THEN session_user
-           ELSE pg_catalog.current_setting('role')::name END
-$$;
-
--- Whether rows that this role left behind are the current user's to see. A role that is gone: superusers only.
-CREATE FUNCTION bqx._may_see_rows_of(role_name name) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT EXISTS (SELECT FROM pg_catalog.pg_roles AS r
-                    WHERE (r.rolname = role_name AND pg_catalog.pg_has_role(r.oid, 'MEMBER'))
-                       OR (r.rolname = current_user AND r.rolsuper))
-$$;
-
-ALTER TABLE bqx.rejected_bars ENABLE ROW LEVEL SECURITY;
-CREATE POLICY own_rows ON bqx.rejected_bars FOR SELECT USING (bqx._may_see_rows_of(loaded_by));
-
--- Only who may write a pair's bars may set its baseline.
-CREATE FUNCTION bqx._check_may_write_bars(pair text) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    m1 regclass := pg_catalog.to_regclass(pg_catalog.format('bqx.%I', 'm1_' || pair));
-BEGIN
-    IF m1 IS NULL OR NOT pg_catalog.has_table_privilege(bqx._calling_role(), m1, 'INSERT') THEN
-        RAISE EXCEPTION USING
-            ERRCODE = 'insufficient_privilege',
-            MESSAGE = format('role "%s" may not write the bars of pair "%s"', bqx._calling_role(), pair),
-            HINT = format('GRANT SELECT, INSERT, UPDATE, DELETE ON bqx.m1_%s TO %I;', pair, bqx._calling_role());
-    END IF;
-END
-$$;
-
--- Records a baseline; it counts as applied only while the rate stays the same.
-CREATE FUNCTION bqx._record_baseline(
-    pair text, baseline_date timestamp with time zone,
-    baseline_time timestamp with time zone, baseline_rate double precision
-) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-BEGIN
-    PERFORM bqx._check_may_write_bars($1);
-    INSERT INTO bqx.baseline_rates AS b (pair, baseline_date, baseline_time, baseline_rate)
-    VALUES ($1, $2, $3, $4)
-    ON CONFLICT (pair) DO UPDATE
-       SET baseline_date = excluded.baseline_date,
-           baseline_time = excluded.baseline_time,
-           baseline_rate = excluded.baseline_rate,
-           created_at = pg_catalog.now(),
-           applied_at = CASE WHEN b.baseline_rate = excluded.baseline_rate THEN b.applied_at END;
-END
-$$;
-
--- Marks the baseline as applied that index_m1 worked with; false if another was recorded meanwhile.
-CREATE FUNCTION bqx._mark_baseline_applied(pair text, rate double precision) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM bqx._check_may_write_bars($1);
-    UPDATE bqx.baseline_rates AS b SET applied_at = pg_catalog.now() WHERE b.pair = $1 AND b.baseline_rate = $2;
-    RETURN FOUND;
-END
-$$;
-
-CREATE FUNCTION bqx._keep_reject(pair text, source text, line_no bigint, line text, reason text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM bqx._check_may_write_bars($1);
-    INSERT INTO bqx.rejected_bars (pair, source, line_no, line, reason, loaded_by)
-    VALUES ($1, $2, $3, $4, $5, bqx._calling_role());
-END
-$$;
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- src/lib.rs
--- requires:
---   registry
-
--- The ledger: what was asked for (runs), what was done (jobs), and what the derived tables hold (months).
--- "running" is stored nowhere: it is an advisory lock of the transaction that works, gone with it.
--- No foreign keys between these tables: a parallel pg_restore loads them in any order.
-
-CREATE TABLE bqx.run_ledger (
-    run_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    called_by name NOT NULL,
-    arguments jsonb NOT NULL,
-    started_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-    finished_at timestamp with time zone
-);
-
-CREATE TABLE bqx.job_ledger (
-    job_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    run_id bigint NOT NULL,
-    family text NOT NULL,
-    pair text NOT NULL,
-    month date NOT NULL,
-    state text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'done', 'failed', 'cancelled')),
-    bars bigint,
-    rows_written bigint,
-    worker int,
-    error text,
-    error_code text,
-    error_hint text,
-    started_at timestamp with time zone,
-    finished_at timestamp with time zone,
-    UNIQUE (run_id, family, pair, month)
-);
-CREATE INDEX ON bqx.job_ledger (run_id, pair, month) WHERE state = 'pending';
-
--- What each month of a derived table was computed from.
-CREATE TABLE bqx.month_ledger (
-    family text NOT NULL,
-    pair text NOT NULL,
-    month date NOT NULL,
-    input_fingerprint text NOT NULL,
-    bars bigint NOT NULL,
-    run_id bigint,
-    computed_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-    PRIMARY KEY (family, pair, month)
-);
-
-SELECT pg_catalog.pg_extension_config_dump('bqx.run_ledger', '');
-SELECT pg_catalog.pg_extension_config_dump('bqx.job_ledger', '');
-SELECT pg_catalog.pg_extension_config_dump('bqx.month_ledger', '');
-SELECT pg_catalog.pg_extension_config_dump(
-    pg_catalog.pg_get_serial_sequence('bqx.run_ledger', 'run_id')::pg_catalog.regclass, '');
-SELECT pg_catalog.pg_extension_config_dump(
-    pg_catalog.pg_get_serial_sequence('bqx.job_ledger', 'job_id')::pg_catalog.regclass, '');
-
--- Advisory locks of ours are told from others' by a hash over a name.
-CREATE FUNCTION bqx._lock_key(kind text, object text) RETURNS bigint
-LANGUAGE sql IMMUTABLE
-RETURN pg_catalog.hashtextextended('bqx ' || kind || ' ' || object, 0);
-
--- Keys of the advisory locks that are held now in this database.
-CREATE FUNCTION bqx._held_locks() RETURNS SETOF bigint
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT (l.classid::bigint << 32) | l.objid::bigint FROM pg_locks AS l
-     WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
-       AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
-$$;
-
-CREATE VIEW bqx.runs WITH (security_barrier) AS
-SELECT r.run_id, r.called_by, r.arguments,
-       CASE WHEN r.finished_at IS NULL THEN
-                CASE WHEN bqx._lock_key('run', r.run_id::text) IN (SELECT bqx._held_locks()) THEN 'running' ELSE 'interrupted' END
-            WHEN EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = r.run_id AND j.state = 'failed') THEN 'failed'
-            WHEN EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = r.run_id AND j.state = 'cancelled') THEN 'cancelled'
-            ELSE 'done' END AS state,
-       r.started_at, r.finished_at
-  FROM bqx.run_ledger AS r
- WHERE bqx._may_see_rows_of(r.called_by);
-COMMENT ON VIEW bqx.runs IS 'Backfill runs: who called what, when, and how it ended';
-
-CREATE VIEW bqx.jobs WITH (security_barrier) AS
-SELECT j.run_id, j.family, j.pair, j.month,
-       CASE WHEN j.state = 'pending' AND bqx._lock_key('job', j.job_id::text) IN (SELECT bqx._held_locks())
-            THEN 'running' ELSE j.state END AS state,
-       j.rows_written,
-       round(extract(epoch FROM j.finished_at - j.started_at), 3)::double precision AS seconds,
-       j.worker, j.error, j.started_at, j.finished_at
-  FROM bqx.job_ledger AS j JOIN bqx.run_ledger AS r USING (run_id)
- WHERE bqx._may_see_rows_of(r.called_by);
-COMMENT ON VIEW bqx.jobs IS 'One line per run, family, pair and month; a job is one transaction';
-
-CREATE VIEW bqx.progress WITH (security_barrier) AS
-SELECT t.run_id, t.family,
-       CASE WHEN t.jobs_failed > 0 AND t.open = 0 THEN 'failed'
-            WHEN t.open = 0 THEN CASE WHEN t.cancelled > 0 THEN 'cancelled' ELSE 'done' END
-            ELSE t.run_state END AS state,
-       t.jobs_total, t.jobs_done, t.jobs_failed,
-       round(100.0 * (t.jobs_total - t.open) / t.jobs_total, 1)::double precision AS percent,
-       t.rows_written,
-       round(t.rows_written / nullif(extract(epoch FROM t.elapsed), 0))::double precision AS rows_per_second,
-       t.started_at, t.elapsed,
-       CASE WHEN t.open = 0 OR t.run_state <> 'running' THEN NULL
-            ELSE t.elapsed * (t.open::double precision / nullif(t.jobs_total - t.open, 0)) END AS eta,
-       rpad(repeat('#', (20 * (t.jobs_total - t.open) / t.jobs_total)::int), 20, '.') AS bar
-  FROM (SELECT r.run_id, j.family, r.state AS run_state, r.started_at,
-               count(*) AS jobs_total,
-               count(*) FILTER (WHERE j.state = 'done') AS jobs_done,
-               count(*) FILTER (WHERE j.state = 'failed') AS jobs_failed,
-               count(*) FILTER (WHERE j.state = 'cancelled') AS cancelled,
-               count(*) FILTER (WHERE j.state IN ('pending', 'running')) AS open,
-               coalesce(sum(j.rows_written), 0)::bigint AS rows_written,
-               coalesce(r.finished_at, clock_timestamp()) - r.started_at AS elapsed
-          FROM bqx.runs AS r JOIN bqx.jobs AS j USING (run_id)
-         GROUP BY r.run_id, j.family, r.state, r.started_at, r.finished_at) AS t;
-COMMENT ON VIEW bqx.progress IS 'How far each run is, per family';
-
-GRANT SELECT ON bqx.runs, bqx.jobs, bqx.progress TO PUBLIC;
-
--- Writing to the ledger, for the role that calls.
-
-CREATE FUNCTION bqx._check_own_run(run_id bigint) RETURNS void
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF NOT EXISTS (SELECT FROM bqx.run_ledger AS r
-                    WHERE r.run_id = $1 AND pg_has_role(bqx._calling_role(), r.called_by, 'MEMBER')) THEN
-        RAISE EXCEPTION USING
-            ERRCODE = 'insufficient_privilege',
-            MESSAGE = format('run %s is not one of role "%s"', run_id, bqx._calling_role()),
-            HINT = 'SELECT * FROM bqx.runs; shows yours.';
-    END IF;
-END
-$$;
-
--- Whether a month's rows are current is believed from who may write them, and from nobody else.
-CREATE FUNCTION bqx._check_may_write_derived(family text, pair text) RETURNS void
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    derived regclass := to_regclass(format('bqx.%I', bqx._derived_name(family, pair)));
-BEGIN
-    IF derived IS NOT NULL AND NOT has_table_privilege(bqx._calling_role(), derived, 'INSERT') THEN
-        RAISE EXCEPTION USING
-            ERRCODE = 'insufficient_privilege',
-            MESSAGE = format('role "%s" may not write %s', bqx._calling_role(), derived),
-            HINT = format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO %I;', derived, bqx._calling_role());
-    END IF;
-END
-$$;
-
-CREATE FUNCTION bqx._open_run(arguments jsonb) RETURNS bigint
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-    INSERT INTO bqx.run_ledger (called_by, arguments) VALUES (bqx._calling_role(), arguments) RETURNING run_id
-$$;
-
-CREATE FUNCTION bqx._add_jobs(run_id bigint, pair text, families text[], months date[]) RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    added bigint;
-BEGIN
-    PERFORM bqx._check_own_run($1);
-    PERFORM bqx._check_may_write_derived(f, $2) FROM unnest(families) AS f;
-    INSERT INTO bqx.job_ledger (run_id, family, pair, month)
-    SELECT $1, f, $2, m FROM unnest(months) AS m, unnest(families) AS f ORDER BY m, f;
-    GET DIAGNOSTICS added = ROW_COUNT;
-    RETURN added;
-END
-$$;
-
--- The next open jobs of a run, one row per pair and month: what one claim takes.
-CREATE FUNCTION bqx._open_units(run_id bigint, at_most int)
-RETURNS TABLE (pair text, month date, families text[], job_ids bigint[])
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-BEGIN
-    PERFORM bqx._check_own_run($1);
-    RETURN QUERY
-    SELECT j.pair, j.month, array_agg(j.family ORDER BY j.family), array_agg(j.job_id ORDER BY j.family)
-      FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'pending'
-     GROUP BY j.pair, j.month ORDER BY j.pair, j.month LIMIT at_most;
-END
-$$;
-
--- The families of one pair and month that are still open, with their jobs.
-CREATE FUNCTION bqx._open_jobs(run_id bigint, pair text, month date, OUT families text[], OUT job_ids bigint[])
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT array_agg(j.family ORDER BY j.family), array_agg(j.job_id ORDER BY j.family)
-      FROM bqx.job_ledger AS j
-     WHERE j.run_id = $1 AND j.pair = $2 AND j.month = $3 AND j.state = 'pending'
-$$;
-
-CREATE FUNCTION bqx._run_force(run_id bigint) RETURNS boolean
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$ SELECT (r.arguments ->> 'force')::boolean FROM bqx.run_ledger AS r WHERE r.run_id = $1 $$;
-
-CREATE FUNCTION bqx._finish_job(
-    run_id bigint, family text, pair text, month date, state text, worker int, started_at timestamp with time zone,
-    bars bigint, rows_written bigint, input_fingerprint text, error text, error_code text, error_hint text
-) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-BEGIN
-    PERFORM bqx._check_own_run($1);
-    IF $5 = 'done' THEN
-        PERFORM bqx._check_may_write_derived($2, $3);
-    END IF;
-    UPDATE bqx.job_ledger AS j
-       SET state = $5, worker = $6, started_at = $7, finished_at = clock_timestamp(),
-           bars = $8, rows_written = $9, error = $11, error_code = $12, error_hint = $13
-     WHERE j.run_id = $1 AND j.family = $2 AND j.pair = $3 AND j.month = $4 AND j.state = 'pending';
-    IF NOT FOUND THEN
-        RAISE EXCEPTION USING
-            ERRCODE = 'object_not_in_prerequisite_state',
-            MESSAGE = format('run %s has no open job %s %s %s', $1, $2, $3, to_char($4, 'YYYY-MM'));
-    END IF;
-    IF $5 = 'done' THEN
-        INSERT INTO bqx.month_ledger AS m (family, pair, month, input_fingerprint, bars, run_id)
-        VALUES ($2, $3, $4, $10, $8, $1)
-        ON CONFLICT (family, pair, month) DO UPDATE
-           SET input_fingerprint = excluded.input_fingerprint, bars = excluded.bars, run_id = excluded.run_id,
-               computed_at = CASE WHEN m.input_fingerprint = excluded.input_fingerprint
-                                  THEN m.computed_at ELSE excluded.computed_at END;
-    END IF;
-END
-$$;
-
--- Jobs of a run that ended after an instant, with how many ended up to each and how many there are.
-CREATE FUNCTION bqx._finished_jobs(run_id bigint, since timestamp with time zone)
-RETURNS TABLE (nth bigint, total bigint, family text, pair text, month date, state text, rows_written bigint,
-               seconds numeric, error text, finished_at timestamp with time zone)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-DECLARE
-    told bigint;
-    planned bigint;
-BEGIN
-    PERFORM bqx._check_own_run($1);
-    SELECT count(*), count(*) FILTER (WHERE j.finished_at <= $2) INTO planned, told
-      FROM bqx.job_ledger AS j WHERE j.run_id = $1;
-    RETURN QUERY
-    SELECT told + row_number() OVER (ORDER BY j.finished_at, j.job_id), planned, j.family, j.pair, j.month, j.state,
-           j.rows_written, extract(epoch FROM j.finished_at - j.started_at), j.error, j.finished_at
-      FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.finished_at > $2;
-END
-$$;
-
--- The SQLSTATE and the hint that all failed jobs of a run share; NULL where they differ.
-CREATE FUNCTION bqx._common_error(run_id bigint, OUT error_code text, OUT error_hint text)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT CASE WHEN count(DISTINCT j.error_code) = 1 THEN min(j.error_code) END,
-           CASE WHEN count(DISTINCT coalesce(j.error_hint, '')) = 1 THEN nullif(min(j.error_hint), '') END
-      FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'failed'
-$$;
-
--- Gives up the open jobs of a run that can't go on.
-CREATE FUNCTION bqx._cancel_open_jobs(run_id bigint) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM bqx._check_own_run($1);
-    UPDATE bqx.job_ledger AS j SET state = 'cancelled' WHERE j.run_id = $1 AND j.state = 'pending';
-END
-$$;
-
-CREATE FUNCTION bqx._close_run(run_id bigint) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM bqx._check_own_run($1);
-    UPDATE bqx.run_ledger AS r SET finished_at = clock_timestamp()
-     WHERE r.run_id = $1 AND r.finished_at IS NULL
-       AND NOT EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'pending');
-END
-$$;
-
--- What a month was computed from; NULLs where it never was.
-CREATE FUNCTION bqx._recorded_month(family text, pair text, month date, OUT input_fingerprint text, OUT bars bigint)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT m.input_fingerprint, m.bars FROM bqx.month_ledger AS m
-     WHERE m.family = $1 AND m.pair = $2 AND m.month = $3
-$$;
-
--- Months of a pair that were written and had bars.
-CREATE FUNCTION bqx._recorded_months(families text[], pair text) RETURNS SETOF date
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT DISTINCT m.month FROM bqx.month_ledger AS m
-     WHERE m.family = ANY ($1) AND m.pair = $2 AND m.bars > 0
-$$;
-
--- Forgets a table's months after it was dropped (and only then).
-CREATE FUNCTION bqx._forget_months(family text, pair text) RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-    DELETE FROM bqx.month_ledger AS m
-     WHERE m.family = $1 AND m.pair = $2
-       AND to_regclass(format('bqx.%I', bqx._derived_name($1, $2))) IS NULL
-$$;
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- src/lib.rs
--- requires:
---   preflight
-
 -- What the window aggregates return. The functions that fill them check the number and types of the columns.
 CREATE TYPE bqx.window_metrics AS (
     n bigint,
@@ -572,6 +126,471 @@ AS 'MODULE_PATHNAME', '_await_workers_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/session.rs
+-- bqx::session::_caller
+CREATE  FUNCTION "_caller"() RETURNS bigint /* i64 */
+STRICT VOLATILE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_caller_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   preflight
+--   session::_caller
+
+-- The instruments bqx knows, the baseline of each, and the rows that loads refused.
+
+CREATE TABLE bqx.pairs (
+    pair text PRIMARY KEY CHECK (pair ~ '^[a-z][a-z0-9]{2,15}$' AND pair <> 'staging'),
+    base text,
+    quote text,
+    builtin boolean NOT NULL DEFAULT false,
+    added_at timestamp with time zone NOT NULL DEFAULT pg_catalog.now()
+);
+COMMENT ON TABLE bqx.pairs IS
+    'Registered instruments. Add your own: INSERT INTO bqx.pairs (pair, base, quote) VALUES (''eurtry'', ''EUR'', ''TRY'')';
+
+INSERT INTO bqx.pairs (pair, base, quote, builtin)
+SELECT p, pg_catalog.upper(pg_catalog.left(p, 3)), pg_catalog.upper(pg_catalog.right(p, 3)), true
+  FROM pg_catalog.unnest(ARRAY[
+    'audcad', 'audchf', 'audjpy', 'audnzd', 'audusd', 'cadchf', 'cadjpy', 'chfjpy', 'euraud', 'eurcad',
+    'eurchf', 'eurgbp', 'eurjpy', 'eurnzd', 'eurusd', 'gbpaud', 'gbpcad', 'gbpchf', 'gbpjpy', 'gbpnzd',
+    'gbpusd', 'nzdcad', 'nzdchf', 'nzdjpy', 'nzdusd', 'usdcad', 'usdchf', 'usdjpy']) AS p;
+
+CREATE TABLE bqx.baseline_rates (
+    pair text PRIMARY KEY,
+    baseline_date timestamp with time zone NOT NULL,
+    baseline_time timestamp with time zone NOT NULL,
+    baseline_rate double precision NOT NULL
+        CHECK (baseline_rate > 0 AND baseline_rate < 'Infinity'::double precision),
+    created_at timestamp with time zone NOT NULL DEFAULT pg_catalog.now(),
+    applied_at timestamp with time zone
+);
+COMMENT ON TABLE bqx.baseline_rates IS
+    'The close that makes rate_index 100, per pair: asked-for date, the bar taken, and when index_m1 applied it';
+
+CREATE TABLE bqx.rejected_bars (
+    rejected_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    pair text NOT NULL,
+    source text NOT NULL,
+    line_no bigint NOT NULL,
+    line text,
+    reason text NOT NULL,
+    loaded_by name NOT NULL,
+    loaded_at timestamp with time zone NOT NULL DEFAULT pg_catalog.now()
+);
+COMMENT ON TABLE bqx.rejected_bars IS 'Lines that load_m1 and ingest_m1 left out under on_bad_row => ''skip''';
+
+-- Builtin rows come with CREATE EXTENSION: dumping them too would make the restore collide with them.
+SELECT pg_catalog.pg_extension_config_dump('bqx.pairs', 'WHERE NOT builtin');
+SELECT pg_catalog.pg_extension_config_dump('bqx.baseline_rates', '');
+SELECT pg_catalog.pg_extension_config_dump('bqx.rejected_bars', '');
+SELECT pg_catalog.pg_extension_config_dump(
+    pg_catalog.pg_get_serial_sequence('bqx.rejected_bars', 'rejected_id')::pg_catalog.regclass, '');
+
+GRANT SELECT ON bqx.pairs, bqx.baseline_rates, bqx.rejected_bars TO PUBLIC;
+
+-- Whether rows that this role left behind are the current user's to see. A role that is gone: superusers only.
+CREATE FUNCTION bqx._may_see_rows_of(role_name name) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT EXISTS (SELECT FROM pg_catalog.pg_roles AS r
+                    WHERE (r.rolname = role_name AND pg_catalog.pg_has_role(r.oid, 'MEMBER'))
+                       OR (r.rolname = current_user AND r.rolsuper))
+$$;
+
+ALTER TABLE bqx.rejected_bars ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own_rows ON bqx.rejected_bars FOR SELECT USING (bqx._may_see_rows_of(loaded_by));
+
+-- What the functions below write is believed from who may write the table that it is about, and from nobody else.
+CREATE FUNCTION bqx._check_may_write(role_name name, table_name name) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    rel regclass := to_regclass(format('bqx.%I', table_name));
+BEGIN
+    IF rel IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'undefined_table',
+            MESSAGE = format('table bqx.%I does not exist', table_name);
+    ELSIF NOT has_table_privilege(role_name, rel, 'INSERT') THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('role "%s" may not write %s', role_name, rel),
+            HINT = format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO %I;', rel, role_name);
+    END IF;
+END
+$$;
+
+-- SECURITY DEFINER functions, here and in ledger.sql: their last parameter tells them who calls, see _caller().
+
+-- Records a baseline; it counts as applied only while the rate stays the same.
+CREATE FUNCTION bqx._record_baseline(
+    pair text, baseline_date timestamp with time zone,
+    baseline_time timestamp with time zone, baseline_rate double precision, caller bigint DEFAULT bqx._caller()
+) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM bqx._check_may_write(bqx._role_of($5)::name, ('m1_' || $1)::name);
+    INSERT INTO bqx.baseline_rates AS b (pair, baseline_date, baseline_time, baseline_rate)
+    VALUES ($1, $2, $3, $4)
+    ON CONFLICT (pair) DO UPDATE
+       SET baseline_date = excluded.baseline_date,
+           baseline_time = excluded.baseline_time,
+           baseline_rate = excluded.baseline_rate,
+           created_at = pg_catalog.now(),
+           applied_at = CASE WHEN b.baseline_rate = excluded.baseline_rate THEN b.applied_at END;
+END
+$$;
+
+-- Marks the baseline as applied that index_m1 worked with; false if another was recorded meanwhile.
+CREATE FUNCTION bqx._mark_baseline_applied(
+    pair text, rate double precision, caller bigint DEFAULT bqx._caller()) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_may_write(bqx._role_of($3)::name, ('m1_' || $1)::name);
+    UPDATE bqx.baseline_rates AS b SET applied_at = pg_catalog.now() WHERE b.pair = $1 AND b.baseline_rate = $2;
+    RETURN FOUND;
+END
+$$;
+
+CREATE FUNCTION bqx._keep_reject(
+    pair text, source text, line_no bigint, line text, reason text, caller bigint DEFAULT bqx._caller()) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    role_name name := bqx._role_of($6);
+BEGIN
+    PERFORM bqx._check_may_write(role_name, ('m1_' || $1)::name);
+    INSERT INTO bqx.rejected_bars (pair, source, line_no, line, reason, loaded_by)
+    VALUES ($1, $2, $3, $4, $5, role_name);
+END
+$$;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   registry
+
+-- The ledger: what was asked for (runs), what was done (jobs), and what the derived tables hold (months).
+-- "running" is stored nowhere: it is an advisory lock of the transaction that works, gone with it.
+-- No foreign keys between these tables: a parallel pg_restore loads them in any order.
+
+CREATE TABLE bqx.run_ledger (
+    run_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    called_by name NOT NULL,
+    arguments jsonb NOT NULL,
+    started_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    finished_at timestamp with time zone
+);
+
+CREATE TABLE bqx.job_ledger (
+    job_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    run_id bigint NOT NULL,
+    family text NOT NULL,
+    pair text NOT NULL,
+    month date NOT NULL,
+    state text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'done', 'failed', 'cancelled')),
+    bars bigint,
+    rows_written bigint,
+    worker int,
+    error text,
+    error_code text,
+    error_hint text,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    UNIQUE (run_id, family, pair, month)
+);
+CREATE INDEX ON bqx.job_ledger (run_id, pair, month) WHERE state = 'pending';
+CREATE INDEX ON bqx.job_ledger (finished_at);
+
+-- What each month of a derived table was computed from.
+CREATE TABLE bqx.month_ledger (
+    family text NOT NULL,
+    pair text NOT NULL,
+    month date NOT NULL,
+    input_fingerprint text NOT NULL,
+    bars bigint NOT NULL,
+    run_id bigint,
+    computed_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (family, pair, month)
+);
+
+SELECT pg_catalog.pg_extension_config_dump('bqx.run_ledger', '');
+SELECT pg_catalog.pg_extension_config_dump('bqx.job_ledger', '');
+SELECT pg_catalog.pg_extension_config_dump('bqx.month_ledger', '');
+SELECT pg_catalog.pg_extension_config_dump(
+    pg_catalog.pg_get_serial_sequence('bqx.run_ledger', 'run_id')::pg_catalog.regclass, '');
+SELECT pg_catalog.pg_extension_config_dump(
+    pg_catalog.pg_get_serial_sequence('bqx.job_ledger', 'job_id')::pg_catalog.regclass, '');
+
+-- Advisory locks of ours are told from others' by a hash over a name.
+CREATE FUNCTION bqx._lock_key(kind text, object text) RETURNS bigint
+LANGUAGE sql IMMUTABLE
+RETURN pg_catalog.hashtextextended('bqx ' || kind || ' ' || object, 0);
+
+-- Advisory locks that are held now in this database, by key. Ours are:
+--   run      shared, by each session that works for a run
+--   run end  by who ends a run: its caller, or cancel()
+--   month    by who works on a pair's month
+--   job      by who does this job
+CREATE FUNCTION bqx._lock_holders() RETURNS TABLE (pid int, key bigint)
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT l.pid, (l.classid::bigint << 32) | l.objid::bigint FROM pg_locks AS l
+     WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
+       AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+$$;
+
+CREATE FUNCTION bqx._held_locks() RETURNS SETOF bigint
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT h.key FROM bqx._lock_holders() AS h $$;
+
+-- Writing to the ledger, for the role that calls: see _caller().
+
+-- 22023 for a run that isn't, 42501 for another's.
+CREATE FUNCTION bqx._check_own_run(run_id bigint, role_name name) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    owner name := (SELECT r.called_by FROM bqx.run_ledger AS r WHERE r.run_id = $1);
+BEGIN
+    IF owner IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('there is no run %s', coalesce(run_id::text, 'NULL')),
+            HINT = 'SELECT * FROM bqx.runs;  shows yours.';
+    END IF;
+    -- a role that is gone: superusers only
+    IF NOT coalesce((SELECT pg_has_role(role_name, r.oid, 'MEMBER') FROM pg_roles AS r WHERE r.rolname = owner),
+                    (SELECT r.rolsuper FROM pg_roles AS r WHERE r.rolname = role_name)) THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('run %s is not one of role "%s"', run_id, role_name),
+            HINT = 'SELECT * FROM bqx.runs;  shows yours.';
+    END IF;
+END
+$$;
+
+-- How long finished runs and their jobs are kept. Months' fingerprints stay for as long as the tables.
+CREATE FUNCTION bqx._forget_old_runs() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    kept interval := make_interval(mins => bqx._ledger_retention_minutes());  -- NULL: for ever
+    old bigint[];
+BEGIN
+    old := ARRAY(SELECT r.run_id FROM bqx.run_ledger AS r
+                  WHERE r.started_at < clock_timestamp() - kept
+                    AND bqx._lock_key('run', r.run_id::text) NOT IN (SELECT bqx._held_locks())
+                    FOR UPDATE SKIP LOCKED);
+    DELETE FROM bqx.job_ledger AS j WHERE j.run_id = ANY (old);
+    DELETE FROM bqx.run_ledger AS r WHERE r.run_id = ANY (old);
+END
+$$;
+
+-- Opening a run is the occasion to forget old ones.
+CREATE FUNCTION bqx._open_run(arguments jsonb, caller bigint DEFAULT bqx._caller()) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    new_run bigint;
+BEGIN
+    PERFORM bqx._forget_old_runs();
+    INSERT INTO bqx.run_ledger AS r (called_by, arguments) VALUES (bqx._role_of($2), $1) RETURNING r.run_id INTO new_run;
+    RETURN new_run;
+END
+$$;
+
+CREATE FUNCTION bqx._add_jobs(
+    run_id bigint, pair text, families text[], months date[], caller bigint DEFAULT bqx._caller()) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    role_name name := bqx._role_of($5);
+    added bigint;
+BEGIN
+    PERFORM bqx._check_own_run($1, role_name);
+    PERFORM bqx._check_may_write(role_name, bqx._derived_name(f, $2)) FROM unnest(families) AS f;
+    INSERT INTO bqx.job_ledger (run_id, family, pair, month)
+    SELECT $1, f, $2, m FROM unnest(months) AS m, unnest(families) AS f ORDER BY m, f;
+    GET DIAGNOSTICS added = ROW_COUNT;
+    RETURN added;
+END
+$$;
+
+-- The next open jobs of a run, one row per pair and month: what one claim takes.
+CREATE FUNCTION bqx._open_units(run_id bigint, at_most int, caller bigint DEFAULT bqx._caller())
+RETURNS TABLE (pair text, month date)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($3));
+    RETURN QUERY
+    SELECT DISTINCT j.pair, j.month
+      FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'pending'
+     ORDER BY j.pair, j.month LIMIT at_most;
+END
+$$;
+
+-- The families of one pair and month that are still open, with their jobs.
+CREATE FUNCTION bqx._open_jobs(run_id bigint, pair text, month date, OUT families text[], OUT job_ids bigint[])
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT array_agg(j.family ORDER BY j.family), array_agg(j.job_id ORDER BY j.family)
+      FROM bqx.job_ledger AS j
+     WHERE j.run_id = $1 AND j.pair = $2 AND j.month = $3 AND j.state = 'pending'
+$$;
+
+CREATE FUNCTION bqx._run_force(run_id bigint) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$ SELECT (r.arguments ->> 'force')::boolean FROM bqx.run_ledger AS r WHERE r.run_id = $1 $$;
+
+CREATE FUNCTION bqx._finish_job(
+    run_id bigint, family text, pair text, month date, state text, worker int, started_at timestamp with time zone,
+    bars bigint, rows_written bigint, input_fingerprint text, error text, error_code text, error_hint text,
+    caller bigint DEFAULT bqx._caller()
+) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    role_name name := bqx._role_of($14);
+BEGIN
+    PERFORM bqx._check_own_run($1, role_name);
+    IF $5 = 'done' THEN
+        PERFORM bqx._check_may_write(role_name, bqx._derived_name($2, $3));
+    END IF;
+    UPDATE bqx.job_ledger AS j
+       SET state = $5, worker = $6, started_at = $7, finished_at = clock_timestamp(),
+           bars = $8, rows_written = $9, error = $11, error_code = $12, error_hint = $13
+     WHERE j.run_id = $1 AND j.family = $2 AND j.pair = $3 AND j.month = $4 AND j.state = 'pending';
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = format('run %s has no open job %s %s %s', $1, $2, $3, to_char($4, 'YYYY-MM'));
+    END IF;
+    IF $5 = 'done' THEN
+        INSERT INTO bqx.month_ledger AS m (family, pair, month, input_fingerprint, bars, run_id)
+        VALUES ($2, $3, $4, $10, $8, $1)
+        ON CONFLICT (family, pair, month) DO UPDATE
+           SET input_fingerprint = excluded.input_fingerprint, bars = excluded.bars, run_id = excluded.run_id,
+               computed_at = CASE WHEN m.input_fingerprint = excluded.input_fingerprint
+                                  THEN m.computed_at ELSE excluded.computed_at END;
+    END IF;
+END
+$$;
+
+-- Jobs of a run that ended at or after an instant and are not among those told, in the order of their ends.
+CREATE FUNCTION bqx._finished_jobs(
+    run_id bigint, since timestamp with time zone, told bigint[], caller bigint DEFAULT bqx._caller())
+RETURNS TABLE (job_id bigint, family text, pair text, month date, state text, rows_written bigint, seconds numeric,
+               error text, finished_at timestamp with time zone)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($4));
+    RETURN QUERY
+    SELECT j.job_id, j.family, j.pair, j.month, j.state, j.rows_written,
+           extract(epoch FROM j.finished_at - j.started_at), j.error, j.finished_at
+      FROM bqx.job_ledger AS j
+     WHERE j.run_id = $1 AND j.finished_at >= $2 AND j.job_id <> ALL ($3)
+     ORDER BY j.finished_at, j.job_id;
+END
+$$;
+
+-- How the jobs of a run stand, and the SQLSTATE and the hint that all failed ones share (NULL where they differ).
+CREATE FUNCTION bqx._run_outcome(run_id bigint, caller bigint DEFAULT bqx._caller(),
+    OUT jobs bigint, OUT done bigint, OUT open bigint, OUT cancelled bigint, OUT rows_written bigint,
+    OUT failures text[], OUT error_code text, OUT error_hint text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($2));
+    SELECT count(*), count(*) FILTER (WHERE j.state = 'done'), count(*) FILTER (WHERE j.state = 'pending'),
+           count(*) FILTER (WHERE j.state = 'cancelled'), coalesce(sum(j.rows_written), 0),
+           array_agg(format('%s %s %s: %s', j.family, j.pair, to_char(j.month, 'YYYY-MM'), j.error)
+                     ORDER BY j.pair, j.month, j.family) FILTER (WHERE j.state = 'failed'),
+           CASE WHEN count(DISTINCT j.error_code) = 1 THEN min(j.error_code) END,
+           CASE WHEN count(DISTINCT coalesce(j.error_hint, '')) FILTER (WHERE j.state = 'failed') = 1
+                THEN nullif(min(j.error_hint), '') END
+      INTO jobs, done, open, cancelled, rows_written, failures, error_code, error_hint
+      FROM bqx.job_ledger AS j WHERE j.run_id = $1;
+END
+$$;
+
+-- Gives up the open jobs of a run; true if there were any.
+CREATE FUNCTION bqx._cancel_open_jobs(run_id bigint, caller bigint DEFAULT bqx._caller()) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($2));
+    UPDATE bqx.job_ledger AS j SET state = 'cancelled' WHERE j.run_id = $1 AND j.state = 'pending';
+    RETURN FOUND;
+END
+$$;
+
+-- Opens again what a run left undone, failed or cancelled; returns how many jobs are open now.
+CREATE FUNCTION bqx._reopen_jobs(run_id bigint, caller bigint DEFAULT bqx._caller()) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($2));
+    UPDATE bqx.job_ledger AS j
+       SET state = 'pending', worker = NULL, started_at = NULL, finished_at = NULL, bars = NULL, rows_written = NULL,
+           error = NULL, error_code = NULL, error_hint = NULL
+     WHERE j.run_id = $1 AND j.state IN ('failed', 'cancelled');
+    UPDATE bqx.run_ledger AS r SET finished_at = NULL
+     WHERE r.run_id = $1 AND EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'pending');
+    RETURN (SELECT count(*) FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'pending');
+END
+$$;
+
+CREATE FUNCTION bqx._close_run(run_id bigint, caller bigint DEFAULT bqx._caller()) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($2));
+    UPDATE bqx.run_ledger AS r SET finished_at = clock_timestamp()
+     WHERE r.run_id = $1 AND r.finished_at IS NULL
+       AND NOT EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'pending');
+END
+$$;
+
+-- What a month was computed from; NULLs where it never was.
+CREATE FUNCTION bqx._recorded_month(family text, pair text, month date, OUT input_fingerprint text, OUT bars bigint)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT m.input_fingerprint, m.bars FROM bqx.month_ledger AS m
+     WHERE m.family = $1 AND m.pair = $2 AND m.month = $3
+$$;
+
+-- Months of a pair that were written and had bars.
+CREATE FUNCTION bqx._recorded_months(families text[], pair text) RETURNS SETOF date
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT DISTINCT m.month FROM bqx.month_ledger AS m
+     WHERE m.family = ANY ($1) AND m.pair = $2 AND m.bars > 0
+$$;
+
+-- Forgets a table's months after it was dropped (and only then).
+CREATE FUNCTION bqx._forget_months(family text, pair text) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    DELETE FROM bqx.month_ledger AS m
+     WHERE m.family = $1 AND m.pair = $2
+       AND to_regclass(format('bqx.%I', bqx._derived_name($1, $2))) IS NULL
+$$;
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/bar_lines.rs
 -- bqx::bar_lines::_check_bar_format
 CREATE  FUNCTION "_check_bar_format"(
@@ -580,6 +599,15 @@ CREATE  FUNCTION "_check_bar_format"(
 IMMUTABLE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', '_check_bar_format_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/workers.rs
+-- bqx::workers::_check_client
+CREATE  FUNCTION "_check_client"() RETURNS void
+STRICT
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_check_client_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -633,6 +661,15 @@ CREATE FUNCTION bqx._input_fingerprint(
     OUT input_fingerprint text, OUT bars bigint)
 RETURNS SETOF record LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', '_input_fingerprint_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/ledger_retention.rs
+-- bqx::ledger_retention::_ledger_retention_minutes
+CREATE  FUNCTION "_ledger_retention_minutes"() RETURNS INT /* Option < i32 > */
+STRICT
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_ledger_retention_minutes_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -884,6 +921,21 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT array_to_string(items[1:shown], ', ')
         || CASE WHEN cardinality(items) > shown THEN format(' and %s more', cardinality(items) - shown) ELSE '' END
+$$;
+
+-- Row-level security that applies to the caller would hide bars from windows, and rows from comparison, without a word.
+CREATE FUNCTION bqx._check_sees_all_rows(rel regclass) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF row_security_active(rel) THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('row-level security of %s applies to role "%s"', rel, current_user),
+            DETAIL = 'What is computed from a part of the rows would be wrong.',
+            HINT = 'Call as the table''s owner, or as a role with BYPASSRLS.';
+    END IF;
+END
 $$;
 /* </end connected objects> */
 
@@ -1547,6 +1599,7 @@ BEGIN
     SET LOCAL search_path TO pg_catalog, pg_temp;
     chosen := bqx._pairs_or_all(pairs);
     PERFORM bqx._baseline_of(p) FROM unnest(chosen) AS p;  -- all are checked before the first is touched
+    PERFORM bqx._check_sees_all_rows(bqx._m1_table(p)) FROM unnest(chosen) AS p;
 
     FOREACH chosen_pair IN ARRAY chosen LOOP
         m1 := bqx._m1_table(chosen_pair);
@@ -1628,6 +1681,17 @@ CREATE  FUNCTION "_require_top_level"(
 STRICT
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', '_require_top_level_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/session.rs
+-- bqx::session::_role_of
+CREATE  FUNCTION "_role_of"(
+	"caller" bigint /* i64 */
+) RETURNS TEXT /* String */
+STRICT VOLATILE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_role_of_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -2352,6 +2416,12 @@ AS $$
         WHEN NOT pg_has_role(current_user, c.relowner, 'USAGE') THEN 'the caller does not own it'
         WHEN c.relrowsecurity THEN 'it has row-level security'
         WHEN c.relhasrules THEN 'it has rules'
+        -- subscribers of the table don't get rows that were in a partition before it was attached
+        WHEN EXISTS (SELECT FROM pg_publication AS p WHERE p.puballtables)
+             OR EXISTS (SELECT FROM pg_publication_rel AS p WHERE p.prrelid = rel)
+             OR EXISTS (SELECT FROM pg_publication_tables AS p
+                         WHERE (p.schemaname, p.tablename) = (c.relnamespace::regnamespace::name, c.relname))
+            THEN 'it is published'
         WHEN EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = rel) THEN 'it has triggers or foreign keys'
         WHEN EXISTS (SELECT FROM pg_constraint AS k WHERE k.conrelid = rel AND k.contype NOT IN ('p', 'u', 'n'))
             THEN 'it has constraints'
@@ -2467,6 +2537,7 @@ SET enable_nestloop = off  -- no statistics tell the planner how many rows are c
 AS $$
 DECLARE
     own record := bqx._own_columns(family, derived);
+    m1 regclass := bqx._m1_table(pair);
     from_ts timestamptz := bqx._month_start(month);
     to_ts timestamptz := bqx._month_start(bqx._next_month(month));
     value_names text[];
@@ -2495,6 +2566,9 @@ BEGIN
     in_month := format('t.ts_utc >= %s AND t.ts_utc < %s',
                        bqx._as_key(derived, 'ts_utc', '$3'), bqx._as_key(derived, 'ts_utc', '$4'));
 
+    EXECUTE format('SELECT bqx._show_comparison($1, count(*)) FROM %s AS t WHERE t.time >= %s AND t.time < %s',
+                   m1, bqx._as_key(m1, 'time', '$2'), bqx._as_key(m1, 'time', '$3')) USING family, from_ts, to_ts;
+
     -- Which of two equal rows is kept, in a table without a key, is told by its place. The count over the changing CTE
     -- makes PostgreSQL finish it before the first row is inserted.
     EXECUTE format(
@@ -2520,7 +2594,7 @@ BEGIN
              ELSE format('AND NOT EXISTS (SELECT FROM changed AS u WHERE u.ts_utc = %s)', key) END,
         CASE WHEN own_alone THEN '0' ELSE '(SELECT count(*) FROM changed)' END)
        INTO rows_written, input_fingerprint, bars
-      USING family, bqx._m1_table(pair), from_ts, to_ts, value_names, own.lookback, own.shape;
+      USING family, m1, from_ts, to_ts, value_names, own.lookback, own.shape;
 END
 $$;
 
@@ -2541,8 +2615,10 @@ DECLARE
     fast_partitions regclass[] := '{}';
     fast_shapes text[] := '{}';
 BEGIN
+    PERFORM bqx._check_sees_all_rows(m1);
     FOREACH family IN ARRAY families LOOP
         derived := bqx._derived_table(family, pair);
+        PERFORM bqx._check_sees_all_rows(derived);
         partition := bqx._fresh_partition(family, derived, month);
         IF partition IS NOT NULL THEN
             fast_families := fast_families || family;
@@ -2668,7 +2744,8 @@ $$;
 
 -- Runs the jobs of one pair and month for these families, and records how they ended. What fails leaves the month
 -- as it was. Returns true if all went well.
-CREATE FUNCTION bqx._run_jobs(run_id bigint, pair text, month date, families text[], worker int) RETURNS boolean
+CREATE FUNCTION bqx._run_jobs(
+    run_id bigint, pair text, month date, families text[], job_ids bigint[], worker int) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -2681,6 +2758,7 @@ DECLARE
     hint text;
     code text;
 BEGIN
+    PERFORM bqx._show_claim(run_id, worker, pair, to_char(month, 'YYYY-MM'), families, job_ids);
     BEGIN
         FOREACH one_family IN ARRAY families LOOP
             IF NOT bqx._run_force(run_id) AND bqx._month_is_current(one_family, pair, month) THEN
@@ -2705,13 +2783,27 @@ BEGIN
     END;
     IF cardinality(families) > 1 THEN
         -- One family's trouble is not the other's: each on its own.
-        RETURN (SELECT bool_and(bqx._run_jobs(run_id, pair, month, ARRAY[f], worker)) FROM unnest(families) AS f);
+        RETURN (SELECT bool_and(bqx._run_jobs(run_id, pair, month, ARRAY[f], ARRAY[id], worker))
+                  FROM unnest(families, job_ids) AS j (f, id));
     END IF;
     PERFORM bqx._finish_job(run_id, families[1], pair, month, 'failed', worker, started, NULL::bigint, NULL::bigint,
         NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code, hint);
     RETURN false;
 END
 $$;
+
+-- Waits for a month that someone else works on. A lock_timeout is meant for tables: colleagues are waited for.
+CREATE FUNCTION bqx._await_month(pair text, month date) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = 0
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(bqx._month_lock(pair, month));
+END
+$$;
+
+CREATE FUNCTION bqx._month_lock(pair text, month date) RETURNS bigint
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT bqx._lock_key('month', pair || to_char(month, ' YYYY-MM')) $$;
 
 -- Claims and runs one pair and month of a run, in the caller's transaction; false when nothing is left to do.
 -- Two runs never do the same month at once: whoever holds the month's lock works, the other waits for it last.
@@ -2727,19 +2819,20 @@ BEGIN
     FOR attempt IN 1..2 LOOP
         FOR unit IN SELECT * FROM bqx._open_units(run_id, claims_in_view) LOOP
             IF attempt = 1 THEN
-                CONTINUE WHEN NOT pg_try_advisory_xact_lock(bqx._lock_key('month', unit.pair || to_char(unit.month, ' YYYY-MM')));
+                CONTINUE WHEN NOT pg_try_advisory_xact_lock(bqx._month_lock(unit.pair, unit.month));
             ELSE
-                PERFORM pg_advisory_xact_lock(bqx._lock_key('month', unit.pair || to_char(unit.month, ' YYYY-MM')));
+                PERFORM bqx._await_month(unit.pair, unit.month);
             END IF;
             -- Locked: is it still open, and for which families?
             SELECT j.* INTO claimed FROM bqx._open_jobs(run_id, unit.pair, unit.month) AS j;
             IF claimed.families IS NOT NULL THEN
                 PERFORM pg_advisory_xact_lock(bqx._lock_key('job', id::text)) FROM unnest(claimed.job_ids) AS id;
-                PERFORM bqx._run_jobs(run_id, unit.pair, unit.month, claimed.families, worker);
+                PERFORM bqx._run_jobs(run_id, unit.pair, unit.month, claimed.families, claimed.job_ids, worker);
             END IF;
             RETURN true;  -- one month a transaction, whether it was still open or not
         END LOOP;
     END LOOP;
+    PERFORM bqx._show_no_claim();
     RETURN false;
 END
 $$;
@@ -2750,7 +2843,8 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM bqx._check_has_index(pair);
-    PERFORM bqx._derived_table(f, pair) FROM unnest(families) AS f;
+    PERFORM bqx._check_sees_all_rows(bqx._m1_table(pair));
+    PERFORM bqx._check_sees_all_rows(bqx._derived_table(f, pair)) FROM unnest(families) AS f;
 END
 $$;
 
@@ -2786,64 +2880,154 @@ BEGIN
 END
 $$;
 
--- Says how the jobs went that ended since a given time; returns the time up to which it told.
-CREATE FUNCTION bqx._tell_finished_jobs(run_id bigint, told_until timestamp with time zone)
-RETURNS timestamp with time zone
+-- What a waiting call has told of its jobs: how many, and which of those that ended since an instant. Jobs are not
+-- committed in the order of their ends, so that instant stays a little behind.
+CREATE TYPE bqx._told AS (count bigint, since timestamp with time zone, job_ids bigint[]);
+
+-- Says how the jobs went that ended and were not told yet.
+CREATE FUNCTION bqx._tell_finished_jobs(run_id bigint, total bigint, told bqx._told) RETURNS bqx._told
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     job record;
+    title text;
 BEGIN
-    FOR job IN
-        SELECT f.*, format('[%s/%s] %s %s %s', f.nth, f.total, f.pair, to_char(f.month, 'YYYY-MM'), f.family) AS title
-          FROM bqx._finished_jobs(run_id, told_until) AS f ORDER BY f.nth
-    LOOP
-        told_until := job.finished_at;
+    FOR job IN SELECT * FROM bqx._finished_jobs(run_id, told.since, told.job_ids) AS f LOOP
+        told.count := told.count + 1;
+        told.job_ids := told.job_ids || job.job_id;
+        title := format('[%s/%s] %s %s %s', told.count, total, job.pair, to_char(job.month, 'YYYY-MM'), job.family);
         IF job.state = 'failed' THEN
-            RAISE WARNING '%: %', job.title, job.error;
+            RAISE WARNING '%: %', title, job.error;
         ELSE
-            RAISE NOTICE '%: % in % s', job.title, CASE job.rows_written WHEN 0 THEN 'unchanged'
+            RAISE NOTICE '%: % in % s', title, CASE job.rows_written WHEN 0 THEN 'unchanged'
                 ELSE job.rows_written || ' rows written' END, round(job.seconds, 2);
         END IF;
     END LOOP;
-    RETURN told_until;
+    IF cardinality(told.job_ids) > 1000 THEN
+        told.since := greatest(told.since, clock_timestamp() - interval '5 minutes');
+        told.job_ids := ARRAY(SELECT f.job_id FROM bqx._finished_jobs(run_id, told.since, '{}'::bigint[]) AS f);
+    END IF;
+    RETURN told;
 END
 $$;
 
--- The call's last word: an error that counts and names what failed.
+-- The call's last word: an error that counts and names what failed, or was not done.
 CREATE FUNCTION bqx._report_run(run_id bigint) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    done record;
-    common record;
-    failures text[];
+    outcome record := bqx._run_outcome(run_id);
+    failures text := array_to_string(outcome.failures[1:20], E'\n')
+                  || CASE WHEN cardinality(outcome.failures) > 20
+                     THEN format(E'\nand %s more', cardinality(outcome.failures) - 20) ELSE '' END;
 BEGIN
-    SELECT count(*) AS jobs, coalesce(sum(j.rows_written), 0) AS rows, count(*) FILTER (WHERE j.state = 'pending') AS open
-      INTO done FROM bqx.jobs AS j WHERE j.run_id = $1;
-    SELECT array_agg(format('%s %s %s: %s', j.family, j.pair, to_char(j.month, 'YYYY-MM'), j.error)
-                     ORDER BY j.pair, j.month, j.family) INTO failures
-      FROM bqx.jobs AS j WHERE j.run_id = $1 AND j.state = 'failed';
-    IF failures IS NOT NULL THEN
-        common := bqx._common_error(run_id);
+    IF outcome.cancelled > 0 THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'query_canceled',
+            MESSAGE = format('run %s was cancelled: %s of its %s jobs are done', run_id, outcome.done, outcome.jobs),
+            DETAIL = coalesce(failures, ''),
+            HINT = format('CALL bqx.resume(%s);  does the others.', run_id);
+    ELSIF outcome.failures IS NOT NULL THEN
         RAISE EXCEPTION USING
             -- one kind of trouble keeps its own code, so that callers can tell what it was
-            ERRCODE = coalesce(common.error_code, 'P0001'),
-            MESSAGE = format('%s of %s jobs of run %s failed; the others are done', cardinality(failures), done.jobs, run_id),
-            DETAIL = array_to_string(failures[1:20], E'\n')
-                  || CASE WHEN cardinality(failures) > 20 THEN format(E'\nand %s more', cardinality(failures) - 20) ELSE '' END,
-            HINT = coalesce(common.error_hint || ' Then ',
+            ERRCODE = coalesce(outcome.error_code, 'P0001'),
+            MESSAGE = format('%s of %s jobs of run %s failed; the others are done',
+                             cardinality(outcome.failures), outcome.jobs, run_id),
+            DETAIL = failures,
+            HINT = coalesce(outcome.error_hint || ' Then ',
                             format('SELECT * FROM bqx.jobs WHERE run_id = %s AND state = ''failed'';  names the causes. '
                                    'When they are mended, ', run_id))
                    || 'CALL bqx.backfill();  again: finished months are skipped.';
-    END IF;
-    IF done.open > 0 THEN
+    ELSIF outcome.open > 0 THEN
         RAISE EXCEPTION USING
             ERRCODE = 'object_not_in_prerequisite_state',
-            MESSAGE = format('%s of %s jobs of run %s were not done: their worker ended early', done.open, done.jobs, run_id),
-            HINT = 'The server log says why. CALL bqx.backfill();  again: finished months are skipped.';
+            MESSAGE = format('%s of %s jobs of run %s were not done: their worker ended early',
+                             outcome.open, outcome.jobs, run_id),
+            HINT = format('The server log says why. CALL bqx.resume(%s);  does them.', run_id);
     END IF;
-    RAISE NOTICE 'run %: % jobs done, % rows written', run_id, done.jobs, done.rows;
+    RAISE NOTICE 'run %: % jobs done, % rows written', run_id, outcome.jobs, outcome.rows_written;
+END
+$$;
+
+-- Ends a call that can't have a background worker and won't wait: its run is given up.
+CREATE FUNCTION bqx._refuse_without_worker() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RAISE EXCEPTION USING
+        ERRCODE = 'insufficient_resources',
+        MESSAGE = 'no background worker slot is free',
+        DETAIL = format('max_worker_processes is %s.', current_setting('max_worker_processes')),
+        HINT = 'CALL bqx.backfill(workers => 0);  works in this session; raising max_worker_processes needs a restart.';
+END
+$$;
+
+-- Works the open jobs of a run off: workers => 0 in this session, else by background workers, waited for or not.
+CREATE PROCEDURE bqx._work_off(run_id bigint, workers int, wait boolean)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    jobs bigint;
+    wanted int;
+    started int := 0;
+    told bqx._told := ROW(0, '-infinity', '{}');
+    more boolean;
+BEGIN
+    SET LOCAL search_path TO pg_catalog, pg_temp;
+    jobs := (bqx._run_outcome(run_id)).open;
+    wanted := least(coalesce(workers, bqx._useful_workers()), (SELECT count(*) FROM bqx._open_units(run_id, NULL::int)));
+    IF wanted > 0 THEN
+        started := bqx._start_workers(run_id, wanted);
+        IF NOT wait THEN
+            PERFORM bqx._let_workers_go();
+        END IF;
+        IF started = 0 AND NOT wait THEN
+            PERFORM bqx._cancel_open_jobs(run_id);
+            PERFORM bqx._close_run(run_id);
+            COMMIT;
+            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+            SET LOCAL search_path TO pg_catalog, pg_temp;
+            PERFORM bqx._refuse_without_worker();
+        ELSIF started < wanted THEN
+            RAISE NOTICE '% of % background workers started (max_worker_processes = %)%', started, wanted,
+                current_setting('max_worker_processes'),
+                CASE started WHEN 0 THEN ': this session does the work' ELSE '' END;
+        END IF;
+    END IF;
+    IF NOT wait AND (started > 0 OR jobs = 0) THEN
+        RAISE NOTICE 'run % goes on in the background: SELECT * FROM bqx.progress WHERE run_id = %;', run_id, run_id;
+        IF jobs = 0 THEN
+            PERFORM bqx._close_run(run_id);
+        END IF;
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        RETURN;
+    END IF;
+
+    LOOP
+        PERFORM bqx._check_client();
+        IF started > 0 THEN
+            more := bqx._await_workers(200);
+        ELSE
+            more := bqx._work_once(run_id, 0);
+        END IF;
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        told := bqx._tell_finished_jobs(run_id, jobs, told);
+        EXIT WHEN NOT more;
+    END LOOP;
+    -- If it was cancel() that ended the workers, its word comes first.
+    PERFORM pg_advisory_xact_lock(bqx._lock_key('run end', run_id::text));
+    PERFORM bqx._close_run(run_id);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
+    IF jobs = 0 THEN
+        RAISE NOTICE 'run %: nothing to do', run_id;
+    END IF;
+    PERFORM bqx._report_run(run_id);
 END
 $$;
 
@@ -2855,11 +3039,6 @@ AS $$
 DECLARE
     chosen_families pg_catalog.text[];
     chosen pg_catalog.text[];
-    jobs bigint;
-    wanted int;
-    started int := 0;
-    told pg_catalog.timestamptz := '-infinity';
-    more boolean;
 BEGIN
     PERFORM bqx._require_top_level('backfill'::pg_catalog.text);
     COMMIT;
@@ -2872,65 +3051,10 @@ BEGIN
     run_id := bqx._plan_run(chosen_families, chosen, from_month, to_month, jsonb_build_object(
         'families', chosen_families, 'pairs', chosen, 'from_month', from_month, 'to_month', to_month,
         'workers', workers, 'force', coalesce(force, false), 'wait', coalesce(wait, true)));
-    jobs := (SELECT count(*) FROM bqx.jobs AS j WHERE j.run_id = backfill.run_id);
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
-
-    wanted := least(coalesce(workers, bqx._useful_workers()), (SELECT count(*) FROM bqx._open_units(run_id, NULL::int)));
-    IF wanted > 0 THEN
-        started := bqx._start_workers(run_id, wanted);
-        IF NOT coalesce(wait, true) THEN
-            PERFORM bqx._let_workers_go();
-        END IF;
-        IF started = 0 AND NOT coalesce(wait, true) THEN
-            PERFORM bqx._cancel_open_jobs(run_id);
-            PERFORM bqx._close_run(run_id);
-            COMMIT;
-            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-            SET LOCAL search_path TO pg_catalog, pg_temp;
-            RAISE EXCEPTION USING
-                ERRCODE = 'insufficient_resources',
-                MESSAGE = 'no background worker slot is free',
-                DETAIL = format('max_worker_processes is %s.', current_setting('max_worker_processes')),
-                HINT = 'CALL bqx.backfill(workers => 0);  works in this session; raising max_worker_processes needs a restart.';
-        ELSIF started < wanted THEN
-            RAISE NOTICE '% of % background workers started (max_worker_processes = %)%', started, wanted,
-                current_setting('max_worker_processes'),
-                CASE started WHEN 0 THEN ': this session does the work' ELSE '' END;
-        END IF;
-    END IF;
-    IF NOT coalesce(wait, true) AND (started > 0 OR jobs = 0) THEN
-        RAISE NOTICE 'run % goes on in the background: SELECT * FROM bqx.progress WHERE run_id = %;', run_id, run_id;
-        IF jobs = 0 THEN
-            PERFORM bqx._close_run(run_id);
-        END IF;
-        COMMIT;
-        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-        SET LOCAL search_path TO pg_catalog, pg_temp;
-        RETURN;
-    END IF;
-
-    LOOP
-        IF started > 0 THEN
-            more := bqx._await_workers(200);
-        ELSE
-            more := bqx._work_once(run_id, 0);
-        END IF;
-        COMMIT;
-        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-        SET LOCAL search_path TO pg_catalog, pg_temp;
-        told := bqx._tell_finished_jobs(run_id, told);
-        EXIT WHEN NOT more;
-    END LOOP;
-    PERFORM bqx._close_run(run_id);
-    COMMIT;
-    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-    SET LOCAL search_path TO pg_catalog, pg_temp;
-    IF jobs = 0 THEN
-        RAISE NOTICE 'run %: no bars in these months, nothing to do', run_id;
-    END IF;
-    PERFORM bqx._report_run(run_id);
+    CALL bqx._work_off(run_id, workers, coalesce(wait, true));
 END
 $$;
 COMMENT ON PROCEDURE bqx.backfill(text[], text[], date, date, int, boolean, boolean, bigint) IS
@@ -2942,25 +3066,220 @@ COMMENT ON PROCEDURE bqx.backfill(text[], text[], date, date, int, boolean, bool
 -- requires:
 --   backfill
 
+-- Ending a run from another session, and taking up again what one left undone.
+
+-- Asks the sessions that work for a run to end (its workers), or to end what they do (a calling session that works
+-- itself). With the rights of who calls: PostgreSQL lets members of their role.
+CREATE FUNCTION bqx._signal_run(run_id bigint) RETURNS void
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE a.backend_type WHEN 'bqx worker' THEN pg_terminate_backend(a.pid) ELSE pg_cancel_backend(a.pid) END
+      FROM bqx._sessions_of_run(run_id) AS pid JOIN pg_stat_activity AS a USING (pid)
+$$;
+
+-- Process ids of the sessions, other than this one, that work for a run.
+CREATE FUNCTION bqx._sessions_of_run(run_id bigint) RETURNS SETOF int
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT h.pid FROM bqx._lock_holders() AS h
+     WHERE h.key = bqx._lock_key('run', run_id::text) AND h.pid <> pg_backend_pid()
+$$;
+
+CREATE FUNCTION bqx.cancel(run_id bigint) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = 0
+AS $$
+DECLARE
+    patience CONSTANT timestamptz := clock_timestamp() + interval '10 seconds';
+    was_open boolean;
+    working int;
+BEGIN
+    IF (bqx._run_outcome(run_id)).open = 0 THEN
+        RETURN false;
+    END IF;
+    -- The waiting call looks at how its run ended after this transaction.
+    PERFORM pg_advisory_xact_lock(bqx._lock_key('run end', run_id::text));
+    PERFORM bqx._signal_run(run_id);
+    was_open := bqx._cancel_open_jobs(run_id);
+    PERFORM bqx._close_run(run_id);
+    LOOP
+        SELECT count(*) INTO working FROM bqx._sessions_of_run(run_id);
+        EXIT WHEN working = 0;
+        IF clock_timestamp() > patience THEN
+            RAISE WARNING '% session(s) of run % are still at work; each ends after the month it is at', working, run_id;
+            EXIT;
+        END IF;
+        PERFORM pg_sleep(0.02);
+    END LOOP;
+    RETURN was_open;
+END
+$$;
+COMMENT ON FUNCTION bqx.cancel(bigint) IS
+    'Ends a run: its workers end, what is not done stays undone. Returns whether there was anything to end';
+
+CREATE PROCEDURE bqx.resume(run_id bigint, workers int DEFAULT NULL, wait boolean DEFAULT true)
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM bqx._require_top_level('resume'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
+    PERFORM bqx._check_workers(workers);
+    PERFORM bqx._run_outcome(run_id);  -- is it a run of the caller's?
+    IF EXISTS (SELECT FROM bqx._sessions_of_run(run_id)) THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = format('run %s goes on', run_id),
+            HINT = format('SELECT * FROM bqx.progress WHERE run_id = %s;  shows how far it is, '
+                          'SELECT bqx.cancel(%s);  ends it.', run_id, run_id);
+    END IF;
+    PERFORM bqx._reopen_jobs(run_id);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
+    CALL bqx._work_off(run_id, workers, coalesce(wait, true));
+END
+$$;
+COMMENT ON PROCEDURE bqx.resume(bigint, int, boolean) IS
+    'Does the jobs of a run that it left undone: interrupted, cancelled or failed';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   cancel
+
 -- Views for people who watch. Each shows a role what it may see: runs of its own and of roles it is a member of,
--- tables that it may read.
+-- tables that it may read. The ledger's owner, superusers and those who may read all statistics see every run.
+
+CREATE FUNCTION bqx._sees_all_runs() RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT pg_has_role('pg_read_all_stats', 'USAGE') OR pg_has_role(c.relowner, 'USAGE')
+      FROM pg_class AS c WHERE c.oid = 'bqx.run_ledger'::regclass
+$$;
+
+-- Roles whose runs the current user sees.
+CREATE FUNCTION bqx._seen_roles() RETURNS SETOF name
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT r.rolname FROM pg_roles AS r WHERE pg_has_role(r.oid, 'MEMBER') $$;
+
+-- How far the jobs are that are being done, and those that the same sessions did before (the caller's snapshot may still
+-- have them as open). Sessions say so in pg_stat_activity, as autovacuum does: seen before they commit, gone with them,
+-- and seen by whom PostgreSQL lets see a session's query. See src/live_progress.rs.
+CREATE FUNCTION bqx._live_jobs()
+RETURNS TABLE (job_id bigint, worker int, bars_done bigint, bars bigint, rows_written bigint,
+               started_at timestamp with time zone)
+LANGUAGE sql VOLATILE ROWS 16 SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT job[1]::bigint, substring(a.query FROM ' worker (\d{1,9}):')::int, job[2]::bigint, job[3]::bigint,
+           CASE job[4] WHEN 'written' THEN job[2]::bigint END, a.xact_start
+      FROM pg_stat_get_activity(NULL) AS a,
+           regexp_matches(a.query, 'job (\d{1,18}) [a-z]+(?:: (\d{1,18}) of (\d{1,18}) rows (written|compared))?', 'g') AS job
+     WHERE a.query LIKE 'bqx run %'
+$$;
+
+-- Jobs as they are at this moment. `work` is how much of the job is done, from 0 to 1.
+CREATE VIEW bqx._job_states WITH (security_barrier) AS
+SELECT j.run_id, j.family, j.pair, j.month,
+       CASE WHEN j.state = 'pending' AND bqx._lock_key('job', j.job_id::text) IN (SELECT bqx._held_locks())
+            THEN 'running' ELSE j.state END AS state,
+       CASE WHEN j.state IN ('done', 'failed') THEN 1
+            ELSE coalesce(live.bars_done::double precision / nullif(live.bars, 0), 0) END AS work,
+       coalesce(j.rows_written, live.rows_written) AS rows_written,
+       coalesce(j.started_at, live.started_at) AS started_at, j.finished_at,
+       coalesce(j.worker, live.worker) AS worker, j.error
+  FROM bqx.job_ledger AS j
+  JOIN bqx.run_ledger AS r USING (run_id)
+  LEFT JOIN bqx._live_jobs() AS live ON live.job_id = j.job_id AND j.state = 'pending'
+ WHERE (SELECT bqx._sees_all_runs()) OR r.called_by IN (SELECT bqx._seen_roles());
+
+CREATE VIEW bqx.runs WITH (security_barrier) AS
+SELECT r.run_id, r.called_by, r.arguments,
+       CASE WHEN r.finished_at IS NULL THEN
+                CASE WHEN pg_is_in_recovery() THEN 'unknown'  -- a standby doesn't have the primary's locks
+                     WHEN bqx._lock_key('run', r.run_id::text) IN (SELECT bqx._held_locks()) THEN 'running'
+                     ELSE 'interrupted' END
+            WHEN EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = r.run_id AND j.state = 'failed') THEN 'failed'
+            WHEN EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = r.run_id AND j.state = 'cancelled') THEN 'cancelled'
+            ELSE 'done' END AS state,
+       r.started_at, r.finished_at
+  FROM bqx.run_ledger AS r
+ WHERE (SELECT bqx._sees_all_runs()) OR r.called_by IN (SELECT bqx._seen_roles());
+COMMENT ON VIEW bqx.runs IS 'Backfill runs: who called what, when, and how it ended';
+
+CREATE VIEW bqx.jobs WITH (security_barrier) AS
+SELECT j.run_id, j.family, j.pair, j.month, j.state, j.rows_written,
+       round(extract(epoch FROM coalesce(j.finished_at, clock_timestamp()) - j.started_at), 3)::double precision AS seconds,
+       j.worker, j.error, j.started_at, j.finished_at
+  FROM bqx._job_states AS j;
+COMMENT ON VIEW bqx.jobs IS 'One line per run, family, pair and month; a job is one transaction';
+
+-- Which part of the time from `began` to `ended` was after an instant; NULL for what has not begun.
+CREATE FUNCTION bqx._share_since(
+    instant timestamp with time zone, began timestamp with time zone, ended timestamp with time zone)
+RETURNS double precision
+LANGUAGE sql IMMUTABLE
+RETURN CASE WHEN began >= instant THEN 1 WHEN ended <= instant THEN 0
+            ELSE extract(epoch FROM ended - instant) / extract(epoch FROM ended - began) END;
+
+-- The recent rate counts what was done in the last minute; of a job that began before, a part in proportion to its time.
+CREATE VIEW bqx.progress WITH (security_barrier) AS
+SELECT r.run_id, t.family,
+       CASE WHEN t.open > 0 THEN r.state WHEN t.jobs_failed > 0 THEN 'failed' WHEN t.cancelled > 0 THEN 'cancelled'
+            ELSE 'done' END AS state,
+       t.jobs_total, t.jobs_done, t.jobs_failed,
+       round((100 * t.work / t.jobs_total)::numeric, 1)::double precision AS percent,
+       t.rows_written,
+       round(CASE WHEN t.open > 0 AND r.state = 'running' THEN t.recent_rows / nullif(t.recent_seconds, 0)
+                  ELSE t.rows_written / nullif(extract(epoch FROM e.elapsed), 0) END)::double precision AS rows_per_second,
+       r.started_at, e.elapsed,
+       CASE WHEN t.open > 0 AND r.state = 'running' THEN
+            date_trunc('second', make_interval(secs => (t.jobs_total - t.work) * t.recent_seconds / nullif(t.recent_work, 0)))
+            END AS eta,
+       rpad(repeat('#', floor(20 * t.work / t.jobs_total)::int), 20, '.') AS bar
+  FROM bqx.runs AS r
+ CROSS JOIN LATERAL (SELECT clock_timestamp() AS at OFFSET 0) AS now
+ CROSS JOIN LATERAL (
+        SELECT j.family, count(*) AS jobs_total,
+               count(*) FILTER (WHERE j.state = 'done') AS jobs_done,
+               count(*) FILTER (WHERE j.state = 'failed') AS jobs_failed,
+               count(*) FILTER (WHERE j.state = 'cancelled') AS cancelled,
+               count(*) FILTER (WHERE j.state IN ('pending', 'running')) AS open,
+               sum(j.work) AS work,
+               coalesce(sum(j.rows_written), 0)::bigint AS rows_written,
+               max(j.finished_at) AS last_end,
+               sum(j.work * recent.share) AS recent_work,
+               coalesce(sum(j.rows_written * recent.share), 0) AS recent_rows,
+               least(60, extract(epoch FROM now.at - r.started_at)) AS recent_seconds
+          FROM bqx._job_states AS j
+         CROSS JOIN LATERAL bqx._share_since(now.at - interval '1 minute', j.started_at,
+                                             coalesce(j.finished_at, now.at)) AS recent (share)
+         WHERE j.run_id = r.run_id
+         GROUP BY j.family) AS t
+ CROSS JOIN LATERAL (
+        SELECT coalesce(r.finished_at, CASE r.state WHEN 'running' THEN now.at ELSE t.last_end END, r.started_at)
+               - r.started_at AS elapsed) AS e;
+COMMENT ON VIEW bqx.progress IS 'How far each run is at this moment, per family; rate and eta are those of the last minute';
 
 CREATE VIEW bqx.pair_progress WITH (security_barrier) AS
 SELECT t.family, t.pair, t.months_done, t.months_total, t.rows_written,
-       round(100.0 * t.months_done / t.months_total, 1)::double precision AS percent,
+       round((100 * t.work / t.months_total)::numeric, 1)::double precision AS percent,
        CASE WHEN t.months_failed > 0 THEN 'failed'
             WHEN t.months_done = t.months_total THEN 'complete'
-            WHEN t.months_running > 0 OR (t.months_done > 0 AND t.run_state = 'running') THEN 'in progress'
+            WHEN t.months_running > 0 OR (t.months_done > 0 AND r.state = 'running') THEN 'in progress'
             ELSE 'pending' END AS status
-  FROM (SELECT j.family, j.pair, r.state AS run_state,
+  FROM (SELECT j.family, j.pair, j.run_id,
                count(*) AS months_total,
                count(*) FILTER (WHERE j.state = 'done') AS months_done,
                count(*) FILTER (WHERE j.state = 'failed') AS months_failed,
                count(*) FILTER (WHERE j.state = 'running') AS months_running,
+               sum(j.work) AS work,
                coalesce(sum(j.rows_written), 0)::bigint AS rows_written,
                rank() OVER (PARTITION BY j.family, j.pair ORDER BY j.run_id DESC) AS nth_latest
-          FROM bqx.jobs AS j JOIN bqx.runs AS r USING (run_id)
-         GROUP BY j.family, j.pair, j.run_id, r.state) AS t
+          FROM bqx._job_states AS j
+         GROUP BY j.family, j.pair, j.run_id) AS t
+  JOIN bqx.runs AS r USING (run_id)
  WHERE t.nth_latest = 1;
 COMMENT ON VIEW bqx.pair_progress IS 'How far each derived table has come in the latest run that included it';
 
@@ -2984,7 +3303,7 @@ SELECT bqx._job_line(t.worker, t.pair, t.month, t.family, t.state, t.rows_writte
                -- how far its run had come then
                (SELECT 100.0 * count(*) FILTER (WHERE (s.finished_at, s.pair, s.month, s.family)
                                                    <= (j.finished_at, j.pair, j.month, j.family)) / count(*)
-                  FROM bqx.jobs AS s WHERE s.run_id = j.run_id) AS percent
+                  FROM bqx.job_ledger AS s WHERE s.run_id = j.run_id) AS percent
           FROM bqx.jobs AS j
          WHERE j.finished_at IS NOT NULL
          ORDER BY j.finished_at DESC, j.pair DESC, j.month DESC, j.family DESC LIMIT 20) AS t
@@ -3028,7 +3347,10 @@ WITH latest AS (
                   '   ' || to_char(p.eta, 'HH24:MI:SS') || ' to go')
       FROM latest AS r JOIN bqx.progress AS p USING (run_id)
     UNION ALL
-    SELECT 3, 'now', row_number() OVER (ORDER BY j.title), j.title FROM jobs AS j WHERE j.state = 'running'
+    SELECT 3, 'now', row_number() OVER (ORDER BY j.worker, j.title),
+           format('[W%s] %s%s   %s s', to_char(j.worker, 'FM9900'), j.title,
+                  '   ' || to_char(j.rows_written, 'FM999,999,999,990') || ' rows', to_char(j.seconds, 'FM999990.00'))
+      FROM jobs AS j WHERE j.state = 'running'
     UNION ALL
     SELECT 4, 'slowest', nth, format('%s   %s s', title, to_char(seconds, 'FM999990.00'))
       FROM (SELECT j.*, row_number() OVER (ORDER BY j.seconds DESC, j.title) AS nth
@@ -3047,7 +3369,7 @@ SELECT rpad(CASE l.nth WHEN 1 THEN l.label ELSE '' END, 8) || l.line AS line
   FROM lines AS l ORDER BY l.section, l.label, l.nth;
 COMMENT ON VIEW bqx.dashboard IS 'The latest run on one screen: SELECT * FROM bqx.dashboard \watch 10';
 
-GRANT SELECT ON bqx.pair_progress, bqx.recent, bqx.storage, bqx.dashboard TO PUBLIC;
+GRANT SELECT ON bqx.runs, bqx.jobs, bqx.progress, bqx.pair_progress, bqx.recent, bqx.storage, bqx.dashboard TO PUBLIC;
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -3878,6 +4200,43 @@ AS $$
                              - extract(epoch FROM timestamptz '2000-01-01 00:00:00+00')) * 1000000)::bigint
       FROM pg_stat_activity AS a WHERE a.backend_start IS NOT NULL
 $$;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/live_progress.rs
+-- bqx::live_progress::_show_claim
+CREATE  FUNCTION "_show_claim"(
+	"run_id" bigint, /* i64 */
+	"worker" INT, /* i32 */
+	"pair" TEXT, /* & str */
+	"month" TEXT, /* & str */
+	"families" TEXT[], /* Vec < String > */
+	"job_ids" bigint[] /* Vec < i64 > */
+) RETURNS void
+STRICT
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_show_claim_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/live_progress.rs
+-- bqx::live_progress::_show_comparison
+CREATE  FUNCTION "_show_comparison"(
+	"family" TEXT, /* & str */
+	"bars" bigint /* i64 */
+) RETURNS void
+STRICT
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_show_comparison_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/live_progress.rs
+-- bqx::live_progress::_show_no_claim
+CREATE  FUNCTION "_show_no_claim"() RETURNS void
+STRICT
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_show_no_claim_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */

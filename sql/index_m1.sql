@@ -111,6 +111,7 @@ BEGIN
     SET LOCAL search_path TO pg_catalog, pg_temp;
     chosen := bqx._pairs_or_all(pairs);
     PERFORM bqx._baseline_of(p) FROM unnest(chosen) AS p;  -- all are checked before the first is touched
+    PERFORM bqx._check_sees_all_rows(bqx._m1_table(p)) FROM unnest(chosen) AS p;
 
     FOREACH chosen_pair IN ARRAY chosen LOOP
         m1 := bqx._m1_table(chosen_pair);

@@ -28,6 +28,7 @@ CREATE TABLE bqx.job_ledger (
     UNIQUE (run_id, family, pair, month)
 );
 CREATE INDEX ON bqx.job_ledger (run_id, pair, month) WHERE state = 'pending';
+CREATE INDEX ON bqx.job_ledger (finished_at);
 
 -- What each month of a derived table was computed from.
 CREATE TABLE bqx.month_ledger (
@@ -54,111 +55,89 @@ CREATE FUNCTION bqx._lock_key(kind text, object text) RETURNS bigint
 LANGUAGE sql IMMUTABLE
 RETURN pg_catalog.hashtextextended('bqx ' || kind || ' ' || object, 0);
 
--- Keys of the advisory locks that are held now in this database.
-CREATE FUNCTION bqx._held_locks() RETURNS SETOF bigint
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+-- Advisory locks that are held now in this database, by key. Ours are:
+--   run      shared, by each session that works for a run
+--   run end  by who ends a run: its caller, or cancel()
+--   month    by who works on a pair's month
+--   job      by who does this job
+CREATE FUNCTION bqx._lock_holders() RETURNS TABLE (pid int, key bigint)
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT (l.classid::bigint << 32) | l.objid::bigint FROM pg_locks AS l
+    SELECT l.pid, (l.classid::bigint << 32) | l.objid::bigint FROM pg_locks AS l
      WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
        AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
 $$;
 
-CREATE VIEW bqx.runs WITH (security_barrier) AS
-SELECT r.run_id, r.called_by, r.arguments,
-       CASE WHEN r.finished_at IS NULL THEN
-                CASE WHEN bqx._lock_key('run', r.run_id::text) IN (SELECT bqx._held_locks()) THEN 'running' ELSE 'interrupted' END
-            WHEN EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = r.run_id AND j.state = 'failed') THEN 'failed'
-            WHEN EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = r.run_id AND j.state = 'cancelled') THEN 'cancelled'
-            ELSE 'done' END AS state,
-       r.started_at, r.finished_at
-  FROM bqx.run_ledger AS r
- WHERE bqx._may_see_rows_of(r.called_by);
-COMMENT ON VIEW bqx.runs IS 'Backfill runs: who called what, when, and how it ended';
+CREATE FUNCTION bqx._held_locks() RETURNS SETOF bigint
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT h.key FROM bqx._lock_holders() AS h $$;
 
-CREATE VIEW bqx.jobs WITH (security_barrier) AS
-SELECT j.run_id, j.family, j.pair, j.month,
-       CASE WHEN j.state = 'pending' AND bqx._lock_key('job', j.job_id::text) IN (SELECT bqx._held_locks())
-            THEN 'running' ELSE j.state END AS state,
-       j.rows_written,
-       round(extract(epoch FROM j.finished_at - j.started_at), 3)::double precision AS seconds,
-       j.worker, j.error, j.started_at, j.finished_at
-  FROM bqx.job_ledger AS j JOIN bqx.run_ledger AS r USING (run_id)
- WHERE bqx._may_see_rows_of(r.called_by);
-COMMENT ON VIEW bqx.jobs IS 'One line per run, family, pair and month; a job is one transaction';
+-- Writing to the ledger, for the role that calls: see _caller().
 
-CREATE VIEW bqx.progress WITH (security_barrier) AS
-SELECT t.run_id, t.family,
-       CASE WHEN t.jobs_failed > 0 AND t.open = 0 THEN 'failed'
-            WHEN t.open = 0 THEN CASE WHEN t.cancelled > 0 THEN 'cancelled' ELSE 'done' END
-            ELSE t.run_state END AS state,
-       t.jobs_total, t.jobs_done, t.jobs_failed,
-       round(100.0 * (t.jobs_total - t.open) / t.jobs_total, 1)::double precision AS percent,
-       t.rows_written,
-       round(t.rows_written / nullif(extract(epoch FROM t.elapsed), 0))::double precision AS rows_per_second,
-       t.started_at, t.elapsed,
-       CASE WHEN t.open = 0 OR t.run_state <> 'running' THEN NULL
-            ELSE t.elapsed * (t.open::double precision / nullif(t.jobs_total - t.open, 0)) END AS eta,
-       rpad(repeat('#', (20 * (t.jobs_total - t.open) / t.jobs_total)::int), 20, '.') AS bar
-  FROM (SELECT r.run_id, j.family, r.state AS run_state, r.started_at,
-               count(*) AS jobs_total,
-               count(*) FILTER (WHERE j.state = 'done') AS jobs_done,
-               count(*) FILTER (WHERE j.state = 'failed') AS jobs_failed,
-               count(*) FILTER (WHERE j.state = 'cancelled') AS cancelled,
-               count(*) FILTER (WHERE j.state IN ('pending', 'running')) AS open,
-               coalesce(sum(j.rows_written), 0)::bigint AS rows_written,
-               coalesce(r.finished_at, clock_timestamp()) - r.started_at AS elapsed
-          FROM bqx.runs AS r JOIN bqx.jobs AS j USING (run_id)
-         GROUP BY r.run_id, j.family, r.state, r.started_at, r.finished_at) AS t;
-COMMENT ON VIEW bqx.progress IS 'How far each run is, per family';
-
-GRANT SELECT ON bqx.runs, bqx.jobs, bqx.progress TO PUBLIC;
-
--- Writing to the ledger, for the role that calls.
-
-CREATE FUNCTION bqx._check_own_run(run_id bigint) RETURNS void
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF NOT EXISTS (SELECT FROM bqx.run_ledger AS r
-                    WHERE r.run_id = $1 AND pg_has_role(bqx._calling_role(), r.called_by, 'MEMBER')) THEN
-        RAISE EXCEPTION USING
-            ERRCODE = 'insufficient_privilege',
-            MESSAGE = format('run %s is not one of role "%s"', run_id, bqx._calling_role()),
-            HINT = 'SELECT * FROM bqx.runs; shows yours.';
-    END IF;
-END
-$$;
-
--- Whether a month's rows are current is believed from who may write them, and from nobody else.
-CREATE FUNCTION bqx._check_may_write_derived(family text, pair text) RETURNS void
+-- 22023 for a run that isn't, 42501 for another's.
+CREATE FUNCTION bqx._check_own_run(run_id bigint, role_name name) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    derived regclass := to_regclass(format('bqx.%I', bqx._derived_name(family, pair)));
+    owner name := (SELECT r.called_by FROM bqx.run_ledger AS r WHERE r.run_id = $1);
 BEGIN
-    IF derived IS NOT NULL AND NOT has_table_privilege(bqx._calling_role(), derived, 'INSERT') THEN
+    IF owner IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('there is no run %s', coalesce(run_id::text, 'NULL')),
+            HINT = 'SELECT * FROM bqx.runs;  shows yours.';
+    END IF;
+    -- a role that is gone: superusers only
+    IF NOT coalesce((SELECT pg_has_role(role_name, r.oid, 'MEMBER') FROM pg_roles AS r WHERE r.rolname = owner),
+                    (SELECT r.rolsuper FROM pg_roles AS r WHERE r.rolname = role_name)) THEN
         RAISE EXCEPTION USING
             ERRCODE = 'insufficient_privilege',
-            MESSAGE = format('role "%s" may not write %s', bqx._calling_role(), derived),
-            HINT = format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO %I;', derived, bqx._calling_role());
+            MESSAGE = format('run %s is not one of role "%s"', run_id, role_name),
+            HINT = 'SELECT * FROM bqx.runs;  shows yours.';
     END IF;
 END
 $$;
 
-CREATE FUNCTION bqx._open_run(arguments jsonb) RETURNS bigint
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+-- How long finished runs and their jobs are kept. Months' fingerprints stay for as long as the tables.
+CREATE FUNCTION bqx._forget_old_runs() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
-    INSERT INTO bqx.run_ledger (called_by, arguments) VALUES (bqx._calling_role(), arguments) RETURNING run_id
+DECLARE
+    kept interval := make_interval(mins => bqx._ledger_retention_minutes());  -- NULL: for ever
+    old bigint[];
+BEGIN
+    old := ARRAY(SELECT r.run_id FROM bqx.run_ledger AS r
+                  WHERE r.started_at < clock_timestamp() - kept
+                    AND bqx._lock_key('run', r.run_id::text) NOT IN (SELECT bqx._held_locks())
+                    FOR UPDATE SKIP LOCKED);
+    DELETE FROM bqx.job_ledger AS j WHERE j.run_id = ANY (old);
+    DELETE FROM bqx.run_ledger AS r WHERE r.run_id = ANY (old);
+END
 $$;
 
-CREATE FUNCTION bqx._add_jobs(run_id bigint, pair text, families text[], months date[]) RETURNS bigint
+-- Opening a run is the occasion to forget old ones.
+CREATE FUNCTION bqx._open_run(arguments jsonb, caller bigint DEFAULT bqx._caller()) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    new_run bigint;
+BEGIN
+    PERFORM bqx._forget_old_runs();
+    INSERT INTO bqx.run_ledger AS r (called_by, arguments) VALUES (bqx._role_of($2), $1) RETURNING r.run_id INTO new_run;
+    RETURN new_run;
+END
+$$;
+
+CREATE FUNCTION bqx._add_jobs(
+    run_id bigint, pair text, families text[], months date[], caller bigint DEFAULT bqx._caller()) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    role_name name := bqx._role_of($5);
     added bigint;
 BEGIN
-    PERFORM bqx._check_own_run($1);
-    PERFORM bqx._check_may_write_derived(f, $2) FROM unnest(families) AS f;
+    PERFORM bqx._check_own_run($1, role_name);
+    PERFORM bqx._check_may_write(role_name, bqx._derived_name(f, $2)) FROM unnest(families) AS f;
     INSERT INTO bqx.job_ledger (run_id, family, pair, month)
     SELECT $1, f, $2, m FROM unnest(months) AS m, unnest(families) AS f ORDER BY m, f;
     GET DIAGNOSTICS added = ROW_COUNT;
@@ -167,17 +146,16 @@ END
 $$;
 
 -- The next open jobs of a run, one row per pair and month: what one claim takes.
-CREATE FUNCTION bqx._open_units(run_id bigint, at_most int)
-RETURNS TABLE (pair text, month date, families text[], job_ids bigint[])
+CREATE FUNCTION bqx._open_units(run_id bigint, at_most int, caller bigint DEFAULT bqx._caller())
+RETURNS TABLE (pair text, month date)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-#variable_conflict use_column
 BEGIN
-    PERFORM bqx._check_own_run($1);
+    PERFORM bqx._check_own_run($1, bqx._role_of($3));
     RETURN QUERY
-    SELECT j.pair, j.month, array_agg(j.family ORDER BY j.family), array_agg(j.job_id ORDER BY j.family)
+    SELECT DISTINCT j.pair, j.month
       FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'pending'
-     GROUP BY j.pair, j.month ORDER BY j.pair, j.month LIMIT at_most;
+     ORDER BY j.pair, j.month LIMIT at_most;
 END
 $$;
 
@@ -196,15 +174,18 @@ AS $$ SELECT (r.arguments ->> 'force')::boolean FROM bqx.run_ledger AS r WHERE r
 
 CREATE FUNCTION bqx._finish_job(
     run_id bigint, family text, pair text, month date, state text, worker int, started_at timestamp with time zone,
-    bars bigint, rows_written bigint, input_fingerprint text, error text, error_code text, error_hint text
+    bars bigint, rows_written bigint, input_fingerprint text, error text, error_code text, error_hint text,
+    caller bigint DEFAULT bqx._caller()
 ) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
+DECLARE
+    role_name name := bqx._role_of($14);
 BEGIN
-    PERFORM bqx._check_own_run($1);
+    PERFORM bqx._check_own_run($1, role_name);
     IF $5 = 'done' THEN
-        PERFORM bqx._check_may_write_derived($2, $3);
+        PERFORM bqx._check_may_write(role_name, bqx._derived_name($2, $3));
     END IF;
     UPDATE bqx.job_ledger AS j
        SET state = $5, worker = $6, started_at = $7, finished_at = clock_timestamp(),
@@ -226,51 +207,77 @@ BEGIN
 END
 $$;
 
--- Jobs of a run that ended after an instant, with how many ended up to each and how many there are.
-CREATE FUNCTION bqx._finished_jobs(run_id bigint, since timestamp with time zone)
-RETURNS TABLE (nth bigint, total bigint, family text, pair text, month date, state text, rows_written bigint,
-               seconds numeric, error text, finished_at timestamp with time zone)
+-- Jobs of a run that ended at or after an instant and are not among those told, in the order of their ends.
+CREATE FUNCTION bqx._finished_jobs(
+    run_id bigint, since timestamp with time zone, told bigint[], caller bigint DEFAULT bqx._caller())
+RETURNS TABLE (job_id bigint, family text, pair text, month date, state text, rows_written bigint, seconds numeric,
+               error text, finished_at timestamp with time zone)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
-DECLARE
-    told bigint;
-    planned bigint;
 BEGIN
-    PERFORM bqx._check_own_run($1);
-    SELECT count(*), count(*) FILTER (WHERE j.finished_at <= $2) INTO planned, told
-      FROM bqx.job_ledger AS j WHERE j.run_id = $1;
+    PERFORM bqx._check_own_run($1, bqx._role_of($4));
     RETURN QUERY
-    SELECT told + row_number() OVER (ORDER BY j.finished_at, j.job_id), planned, j.family, j.pair, j.month, j.state,
-           j.rows_written, extract(epoch FROM j.finished_at - j.started_at), j.error, j.finished_at
-      FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.finished_at > $2;
+    SELECT j.job_id, j.family, j.pair, j.month, j.state, j.rows_written,
+           extract(epoch FROM j.finished_at - j.started_at), j.error, j.finished_at
+      FROM bqx.job_ledger AS j
+     WHERE j.run_id = $1 AND j.finished_at >= $2 AND j.job_id <> ALL ($3)
+     ORDER BY j.finished_at, j.job_id;
 END
 $$;
 
--- The SQLSTATE and the hint that all failed jobs of a run share; NULL where they differ.
-CREATE FUNCTION bqx._common_error(run_id bigint, OUT error_code text, OUT error_hint text)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+-- How the jobs of a run stand, and the SQLSTATE and the hint that all failed ones share (NULL where they differ).
+CREATE FUNCTION bqx._run_outcome(run_id bigint, caller bigint DEFAULT bqx._caller(),
+    OUT jobs bigint, OUT done bigint, OUT open bigint, OUT cancelled bigint, OUT rows_written bigint,
+    OUT failures text[], OUT error_code text, OUT error_hint text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT CASE WHEN count(DISTINCT j.error_code) = 1 THEN min(j.error_code) END,
-           CASE WHEN count(DISTINCT coalesce(j.error_hint, '')) = 1 THEN nullif(min(j.error_hint), '') END
-      FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'failed'
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($2));
+    SELECT count(*), count(*) FILTER (WHERE j.state = 'done'), count(*) FILTER (WHERE j.state = 'pending'),
+           count(*) FILTER (WHERE j.state = 'cancelled'), coalesce(sum(j.rows_written), 0),
+           array_agg(format('%s %s %s: %s', j.family, j.pair, to_char(j.month, 'YYYY-MM'), j.error)
+                     ORDER BY j.pair, j.month, j.family) FILTER (WHERE j.state = 'failed'),
+           CASE WHEN count(DISTINCT j.error_code) = 1 THEN min(j.error_code) END,
+           CASE WHEN count(DISTINCT coalesce(j.error_hint, '')) FILTER (WHERE j.state = 'failed') = 1
+                THEN nullif(min(j.error_hint), '') END
+      INTO jobs, done, open, cancelled, rows_written, failures, error_code, error_hint
+      FROM bqx.job_ledger AS j WHERE j.run_id = $1;
+END
 $$;
 
--- Gives up the open jobs of a run that can't go on.
-CREATE FUNCTION bqx._cancel_open_jobs(run_id bigint) RETURNS void
+-- Gives up the open jobs of a run; true if there were any.
+CREATE FUNCTION bqx._cancel_open_jobs(run_id bigint, caller bigint DEFAULT bqx._caller()) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM bqx._check_own_run($1);
+    PERFORM bqx._check_own_run($1, bqx._role_of($2));
     UPDATE bqx.job_ledger AS j SET state = 'cancelled' WHERE j.run_id = $1 AND j.state = 'pending';
+    RETURN FOUND;
 END
 $$;
 
-CREATE FUNCTION bqx._close_run(run_id bigint) RETURNS void
+-- Opens again what a run left undone, failed or cancelled; returns how many jobs are open now.
+CREATE FUNCTION bqx._reopen_jobs(run_id bigint, caller bigint DEFAULT bqx._caller()) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM bqx._check_own_run($1);
+    PERFORM bqx._check_own_run($1, bqx._role_of($2));
+    UPDATE bqx.job_ledger AS j
+       SET state = 'pending', worker = NULL, started_at = NULL, finished_at = NULL, bars = NULL, rows_written = NULL,
+           error = NULL, error_code = NULL, error_hint = NULL
+     WHERE j.run_id = $1 AND j.state IN ('failed', 'cancelled');
+    UPDATE bqx.run_ledger AS r SET finished_at = NULL
+     WHERE r.run_id = $1 AND EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'pending');
+    RETURN (SELECT count(*) FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'pending');
+END
+$$;
+
+CREATE FUNCTION bqx._close_run(run_id bigint, caller bigint DEFAULT bqx._caller()) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($2));
     UPDATE bqx.run_ledger AS r SET finished_at = clock_timestamp()
      WHERE r.run_id = $1 AND r.finished_at IS NULL
        AND NOT EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'pending');

@@ -1,22 +1,134 @@
 -- Views for people who watch. Each shows a role what it may see: runs of its own and of roles it is a member of,
--- tables that it may read.
+-- tables that it may read. The ledger's owner, superusers and those who may read all statistics see every run.
+
+CREATE FUNCTION bqx._sees_all_runs() RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT pg_has_role('pg_read_all_stats', 'USAGE') OR pg_has_role(c.relowner, 'USAGE')
+      FROM pg_class AS c WHERE c.oid = 'bqx.run_ledger'::regclass
+$$;
+
+-- Roles whose runs the current user sees.
+CREATE FUNCTION bqx._seen_roles() RETURNS SETOF name
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT r.rolname FROM pg_roles AS r WHERE pg_has_role(r.oid, 'MEMBER') $$;
+
+-- How far the jobs are that are being done, and those that the same sessions did before (the caller's snapshot may still
+-- have them as open). Sessions say so in pg_stat_activity, as autovacuum does: seen before they commit, gone with them,
+-- and seen by whom PostgreSQL lets see a session's query. See src/live_progress.rs.
+CREATE FUNCTION bqx._live_jobs()
+RETURNS TABLE (job_id bigint, worker int, bars_done bigint, bars bigint, rows_written bigint,
+               started_at timestamp with time zone)
+LANGUAGE sql VOLATILE ROWS 16 SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT job[1]::bigint, substring(a.query FROM ' worker (\d{1,9}):')::int, job[2]::bigint, job[3]::bigint,
+           CASE job[4] WHEN 'written' THEN job[2]::bigint END, a.xact_start
+      FROM pg_stat_get_activity(NULL) AS a,
+           regexp_matches(a.query, 'job (\d{1,18}) [a-z]+(?:: (\d{1,18}) of (\d{1,18}) rows (written|compared))?', 'g') AS job
+     WHERE a.query LIKE 'bqx run %'
+$$;
+
+-- Jobs as they are at this moment. `work` is how much of the job is done, from 0 to 1.
+CREATE VIEW bqx._job_states WITH (security_barrier) AS
+SELECT j.run_id, j.family, j.pair, j.month,
+       CASE WHEN j.state = 'pending' AND bqx._lock_key('job', j.job_id::text) IN (SELECT bqx._held_locks())
+            THEN 'running' ELSE j.state END AS state,
+       CASE WHEN j.state IN ('done', 'failed') THEN 1
+            ELSE coalesce(live.bars_done::double precision / nullif(live.bars, 0), 0) END AS work,
+       coalesce(j.rows_written, live.rows_written) AS rows_written,
+       coalesce(j.started_at, live.started_at) AS started_at, j.finished_at,
+       coalesce(j.worker, live.worker) AS worker, j.error
+  FROM bqx.job_ledger AS j
+  JOIN bqx.run_ledger AS r USING (run_id)
+  LEFT JOIN bqx._live_jobs() AS live ON live.job_id = j.job_id AND j.state = 'pending'
+ WHERE (SELECT bqx._sees_all_runs()) OR r.called_by IN (SELECT bqx._seen_roles());
+
+CREATE VIEW bqx.runs WITH (security_barrier) AS
+SELECT r.run_id, r.called_by, r.arguments,
+       CASE WHEN r.finished_at IS NULL THEN
+                CASE WHEN pg_is_in_recovery() THEN 'unknown'  -- a standby doesn't have the primary's locks
+                     WHEN bqx._lock_key('run', r.run_id::text) IN (SELECT bqx._held_locks()) THEN 'running'
+                     ELSE 'interrupted' END
+            WHEN EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = r.run_id AND j.state = 'failed') THEN 'failed'
+            WHEN EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = r.run_id AND j.state = 'cancelled') THEN 'cancelled'
+            ELSE 'done' END AS state,
+       r.started_at, r.finished_at
+  FROM bqx.run_ledger AS r
+ WHERE (SELECT bqx._sees_all_runs()) OR r.called_by IN (SELECT bqx._seen_roles());
+COMMENT ON VIEW bqx.runs IS 'Backfill runs: who called what, when, and how it ended';
+
+CREATE VIEW bqx.jobs WITH (security_barrier) AS
+SELECT j.run_id, j.family, j.pair, j.month, j.state, j.rows_written,
+       round(extract(epoch FROM coalesce(j.finished_at, clock_timestamp()) - j.started_at), 3)::double precision AS seconds,
+       j.worker, j.error, j.started_at, j.finished_at
+  FROM bqx._job_states AS j;
+COMMENT ON VIEW bqx.jobs IS 'One line per run, family, pair and month; a job is one transaction';
+
+-- Which part of the time from `began` to `ended` was after an instant; NULL for what has not begun.
+CREATE FUNCTION bqx._share_since(
+    instant timestamp with time zone, began timestamp with time zone, ended timestamp with time zone)
+RETURNS double precision
+LANGUAGE sql IMMUTABLE
+RETURN CASE WHEN began >= instant THEN 1 WHEN ended <= instant THEN 0
+            ELSE extract(epoch FROM ended - instant) / extract(epoch FROM ended - began) END;
+
+-- The recent rate counts what was done in the last minute; of a job that began before, a part in proportion to its time.
+CREATE VIEW bqx.progress WITH (security_barrier) AS
+SELECT r.run_id, t.family,
+       CASE WHEN t.open > 0 THEN r.state WHEN t.jobs_failed > 0 THEN 'failed' WHEN t.cancelled > 0 THEN 'cancelled'
+            ELSE 'done' END AS state,
+       t.jobs_total, t.jobs_done, t.jobs_failed,
+       round((100 * t.work / t.jobs_total)::numeric, 1)::double precision AS percent,
+       t.rows_written,
+       round(CASE WHEN t.open > 0 AND r.state = 'running' THEN t.recent_rows / nullif(t.recent_seconds, 0)
+                  ELSE t.rows_written / nullif(extract(epoch FROM e.elapsed), 0) END)::double precision AS rows_per_second,
+       r.started_at, e.elapsed,
+       CASE WHEN t.open > 0 AND r.state = 'running' THEN
+            date_trunc('second', make_interval(secs => (t.jobs_total - t.work) * t.recent_seconds / nullif(t.recent_work, 0)))
+            END AS eta,
+       rpad(repeat('#', floor(20 * t.work / t.jobs_total)::int), 20, '.') AS bar
+  FROM bqx.runs AS r
+ CROSS JOIN LATERAL (SELECT clock_timestamp() AS at OFFSET 0) AS now
+ CROSS JOIN LATERAL (
+        SELECT j.family, count(*) AS jobs_total,
+               count(*) FILTER (WHERE j.state = 'done') AS jobs_done,
+               count(*) FILTER (WHERE j.state = 'failed') AS jobs_failed,
+               count(*) FILTER (WHERE j.state = 'cancelled') AS cancelled,
+               count(*) FILTER (WHERE j.state IN ('pending', 'running')) AS open,
+               sum(j.work) AS work,
+               coalesce(sum(j.rows_written), 0)::bigint AS rows_written,
+               max(j.finished_at) AS last_end,
+               sum(j.work * recent.share) AS recent_work,
+               coalesce(sum(j.rows_written * recent.share), 0) AS recent_rows,
+               least(60, extract(epoch FROM now.at - r.started_at)) AS recent_seconds
+          FROM bqx._job_states AS j
+         CROSS JOIN LATERAL bqx._share_since(now.at - interval '1 minute', j.started_at,
+                                             coalesce(j.finished_at, now.at)) AS recent (share)
+         WHERE j.run_id = r.run_id
+         GROUP BY j.family) AS t
+ CROSS JOIN LATERAL (
+        SELECT coalesce(r.finished_at, CASE r.state WHEN 'running' THEN now.at ELSE t.last_end END, r.started_at)
+               - r.started_at AS elapsed) AS e;
+COMMENT ON VIEW bqx.progress IS 'How far each run is at this moment, per family; rate and eta are those of the last minute';
 
 CREATE VIEW bqx.pair_progress WITH (security_barrier) AS
 SELECT t.family, t.pair, t.months_done, t.months_total, t.rows_written,
-       round(100.0 * t.months_done / t.months_total, 1)::double precision AS percent,
+       round((100 * t.work / t.months_total)::numeric, 1)::double precision AS percent,
        CASE WHEN t.months_failed > 0 THEN 'failed'
             WHEN t.months_done = t.months_total THEN 'complete'
-            WHEN t.months_running > 0 OR (t.months_done > 0 AND t.run_state = 'running') THEN 'in progress'
+            WHEN t.months_running > 0 OR (t.months_done > 0 AND r.state = 'running') THEN 'in progress'
             ELSE 'pending' END AS status
-  FROM (SELECT j.family, j.pair, r.state AS run_state,
+  FROM (SELECT j.family, j.pair, j.run_id,
                count(*) AS months_total,
                count(*) FILTER (WHERE j.state = 'done') AS months_done,
                count(*) FILTER (WHERE j.state = 'failed') AS months_failed,
                count(*) FILTER (WHERE j.state = 'running') AS months_running,
+               sum(j.work) AS work,
                coalesce(sum(j.rows_written), 0)::bigint AS rows_written,
                rank() OVER (PARTITION BY j.family, j.pair ORDER BY j.run_id DESC) AS nth_latest
-          FROM bqx.jobs AS j JOIN bqx.runs AS r USING (run_id)
-         GROUP BY j.family, j.pair, j.run_id, r.state) AS t
+          FROM bqx._job_states AS j
+         GROUP BY j.family, j.pair, j.run_id) AS t
+  JOIN bqx.runs AS r USING (run_id)
  WHERE t.nth_latest = 1;
 COMMENT ON VIEW bqx.pair_progress IS 'How far each derived table has come in the latest run that included it';
 
@@ -40,7 +152,7 @@ SELECT bqx._job_line(t.worker, t.pair, t.month, t.family, t.state, t.rows_writte
                -- how far its run had come then
                (SELECT 100.0 * count(*) FILTER (WHERE (s.finished_at, s.pair, s.month, s.family)
                                                    <= (j.finished_at, j.pair, j.month, j.family)) / count(*)
-                  FROM bqx.jobs AS s WHERE s.run_id = j.run_id) AS percent
+                  FROM bqx.job_ledger AS s WHERE s.run_id = j.run_id) AS percent
           FROM bqx.jobs AS j
          WHERE j.finished_at IS NOT NULL
          ORDER BY j.finished_at DESC, j.pair DESC, j.month DESC, j.family DESC LIMIT 20) AS t
@@ -84,7 +196,10 @@ WITH latest AS (
                   '   ' || to_char(p.eta, 'HH24:MI:SS') || ' to go')
       FROM latest AS r JOIN bqx.progress AS p USING (run_id)
     UNION ALL
-    SELECT 3, 'now', row_number() OVER (ORDER BY j.title), j.title FROM jobs AS j WHERE j.state = 'running'
+    SELECT 3, 'now', row_number() OVER (ORDER BY j.worker, j.title),
+           format('[W%s] %s%s   %s s', to_char(j.worker, 'FM9900'), j.title,
+                  '   ' || to_char(j.rows_written, 'FM999,999,999,990') || ' rows', to_char(j.seconds, 'FM999990.00'))
+      FROM jobs AS j WHERE j.state = 'running'
     UNION ALL
     SELECT 4, 'slowest', nth, format('%s   %s s', title, to_char(seconds, 'FM999990.00'))
       FROM (SELECT j.*, row_number() OVER (ORDER BY j.seconds DESC, j.title) AS nth
@@ -103,4 +218,4 @@ SELECT rpad(CASE l.nth WHEN 1 THEN l.label ELSE '' END, 8) || l.line AS line
   FROM lines AS l ORDER BY l.section, l.label, l.nth;
 COMMENT ON VIEW bqx.dashboard IS 'The latest run on one screen: SELECT * FROM bqx.dashboard \watch 10';
 
-GRANT SELECT ON bqx.pair_progress, bqx.recent, bqx.storage, bqx.dashboard TO PUBLIC;
+GRANT SELECT ON bqx.runs, bqx.jobs, bqx.progress, bqx.pair_progress, bqx.recent, bqx.storage, bqx.dashboard TO PUBLIC;

@@ -50,14 +50,6 @@ SELECT pg_catalog.pg_extension_config_dump(
 
 GRANT SELECT ON bqx.pairs, bqx.baseline_rates, bqx.rejected_bars TO PUBLIC;
 
--- The role whose rights count inside a SECURITY DEFINER function: current_user is its owner there.
-CREATE FUNCTION bqx._calling_role() RETURNS name
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT CASE pg_catalog.current_setting('role') WHEN 'none' THEN session_user
-           ELSE pg_catalog.current_setting('role')::name END
-$$;
-
 -- Whether rows that this role left behind are the current user's to see. A role that is gone: superusers only.
 CREATE FUNCTION bqx._may_see_rows_of(role_name name) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
@@ -70,32 +62,38 @@ $$;
 ALTER TABLE bqx.rejected_bars ENABLE ROW LEVEL SECURITY;
 CREATE POLICY own_rows ON bqx.rejected_bars FOR SELECT USING (bqx._may_see_rows_of(loaded_by));
 
--- Only who may write a pair's bars may set its baseline.
-CREATE FUNCTION bqx._check_may_write_bars(pair text) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+-- What the functions below write is believed from who may write the table that it is about, and from nobody else.
+CREATE FUNCTION bqx._check_may_write(role_name name, table_name name) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    m1 regclass := pg_catalog.to_regclass(pg_catalog.format('bqx.%I', 'm1_' || pair));
+    rel regclass := to_regclass(format('bqx.%I', table_name));
 BEGIN
-    IF m1 IS NULL OR NOT pg_catalog.has_table_privilege(bqx._calling_role(), m1, 'INSERT') THEN
+    IF rel IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'undefined_table',
+            MESSAGE = format('table bqx.%I does not exist', table_name);
+    ELSIF NOT has_table_privilege(role_name, rel, 'INSERT') THEN
         RAISE EXCEPTION USING
             ERRCODE = 'insufficient_privilege',
-            MESSAGE = format('role "%s" may not write the bars of pair "%s"', bqx._calling_role(), pair),
-            HINT = format('GRANT SELECT, INSERT, UPDATE, DELETE ON bqx.m1_%s TO %I;', pair, bqx._calling_role());
+            MESSAGE = format('role "%s" may not write %s', role_name, rel),
+            HINT = format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO %I;', rel, role_name);
     END IF;
 END
 $$;
 
+-- SECURITY DEFINER functions, here and in ledger.sql: their last parameter tells them who calls, see _caller().
+
 -- Records a baseline; it counts as applied only while the rate stays the same.
 CREATE FUNCTION bqx._record_baseline(
     pair text, baseline_date timestamp with time zone,
-    baseline_time timestamp with time zone, baseline_rate double precision
+    baseline_time timestamp with time zone, baseline_rate double precision, caller bigint DEFAULT bqx._caller()
 ) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 BEGIN
-    PERFORM bqx._check_may_write_bars($1);
+    PERFORM bqx._check_may_write(bqx._role_of($5)::name, ('m1_' || $1)::name);
     INSERT INTO bqx.baseline_rates AS b (pair, baseline_date, baseline_time, baseline_rate)
     VALUES ($1, $2, $3, $4)
     ON CONFLICT (pair) DO UPDATE
@@ -108,22 +106,26 @@ END
 $$;
 
 -- Marks the baseline as applied that index_m1 worked with; false if another was recorded meanwhile.
-CREATE FUNCTION bqx._mark_baseline_applied(pair text, rate double precision) RETURNS boolean
+CREATE FUNCTION bqx._mark_baseline_applied(
+    pair text, rate double precision, caller bigint DEFAULT bqx._caller()) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM bqx._check_may_write_bars($1);
+    PERFORM bqx._check_may_write(bqx._role_of($3)::name, ('m1_' || $1)::name);
     UPDATE bqx.baseline_rates AS b SET applied_at = pg_catalog.now() WHERE b.pair = $1 AND b.baseline_rate = $2;
     RETURN FOUND;
 END
 $$;
 
-CREATE FUNCTION bqx._keep_reject(pair text, source text, line_no bigint, line text, reason text) RETURNS void
+CREATE FUNCTION bqx._keep_reject(
+    pair text, source text, line_no bigint, line text, reason text, caller bigint DEFAULT bqx._caller()) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    role_name name := bqx._role_of($6);
 BEGIN
-    PERFORM bqx._check_may_write_bars($1);
+    PERFORM bqx._check_may_write(role_name, ('m1_' || $1)::name);
     INSERT INTO bqx.rejected_bars (pair, source, line_no, line, reason, loaded_by)
-    VALUES ($1, $2, $3, $4, $5, bqx._calling_role());
+    VALUES ($1, $2, $3, $4, $5, role_name);
 END
 $$;

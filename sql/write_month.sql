@@ -11,6 +11,12 @@ AS $$
         WHEN NOT pg_has_role(current_user, c.relowner, 'USAGE') THEN 'the caller does not own it'
         WHEN c.relrowsecurity THEN 'it has row-level security'
         WHEN c.relhasrules THEN 'it has rules'
+        -- subscribers of the table don't get rows that were in a partition before it was attached
+        WHEN EXISTS (SELECT FROM pg_publication AS p WHERE p.puballtables)
+             OR EXISTS (SELECT FROM pg_publication_rel AS p WHERE p.prrelid = rel)
+             OR EXISTS (SELECT FROM pg_publication_tables AS p
+                         WHERE (p.schemaname, p.tablename) = (c.relnamespace::regnamespace::name, c.relname))
+            THEN 'it is published'
         WHEN EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = rel) THEN 'it has triggers or foreign keys'
         WHEN EXISTS (SELECT FROM pg_constraint AS k WHERE k.conrelid = rel AND k.contype NOT IN ('p', 'u', 'n'))
             THEN 'it has constraints'
@@ -126,6 +132,7 @@ SET enable_nestloop = off  -- no statistics tell the planner how many rows are c
 AS $$
 DECLARE
     own record := bqx._own_columns(family, derived);
+    m1 regclass := bqx._m1_table(pair);
     from_ts timestamptz := bqx._month_start(month);
     to_ts timestamptz := bqx._month_start(bqx._next_month(month));
     value_names text[];
@@ -154,6 +161,9 @@ BEGIN
     in_month := format('t.ts_utc >= %s AND t.ts_utc < %s',
                        bqx._as_key(derived, 'ts_utc', '$3'), bqx._as_key(derived, 'ts_utc', '$4'));
 
+    EXECUTE format('SELECT bqx._show_comparison($1, count(*)) FROM %s AS t WHERE t.time >= %s AND t.time < %s',
+                   m1, bqx._as_key(m1, 'time', '$2'), bqx._as_key(m1, 'time', '$3')) USING family, from_ts, to_ts;
+
     -- Which of two equal rows is kept, in a table without a key, is told by its place. The count over the changing CTE
     -- makes PostgreSQL finish it before the first row is inserted.
     EXECUTE format(
@@ -179,7 +189,7 @@ BEGIN
              ELSE format('AND NOT EXISTS (SELECT FROM changed AS u WHERE u.ts_utc = %s)', key) END,
         CASE WHEN own_alone THEN '0' ELSE '(SELECT count(*) FROM changed)' END)
        INTO rows_written, input_fingerprint, bars
-      USING family, bqx._m1_table(pair), from_ts, to_ts, value_names, own.lookback, own.shape;
+      USING family, m1, from_ts, to_ts, value_names, own.lookback, own.shape;
 END
 $$;
 
@@ -200,8 +210,10 @@ DECLARE
     fast_partitions regclass[] := '{}';
     fast_shapes text[] := '{}';
 BEGIN
+    PERFORM bqx._check_sees_all_rows(m1);
     FOREACH family IN ARRAY families LOOP
         derived := bqx._derived_table(family, pair);
+        PERFORM bqx._check_sees_all_rows(derived);
         partition := bqx._fresh_partition(family, derived, month);
         IF partition IS NOT NULL THEN
             fast_families := fast_families || family;

@@ -7,6 +7,7 @@ use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 
 use crate::errors::Failure;
+use crate::live_progress;
 use crate::metric_columns::family;
 use crate::rows::ResultSet;
 use crate::series::{self, Series};
@@ -89,12 +90,14 @@ fn _computed_rows(
     columns: Vec<String>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) {
-    let columns = own_columns(self::family(family), columns.iter().map(String::as_str));
+    let family = self::family(family);
+    let columns = own_columns(family, columns.iter().map(String::as_str));
     let mut types = vec![pg_sys::FLOAT8OID; columns.len() + 1];
     types[0] = pg_sys::TIMESTAMPTZOID;
     // Safety: it is this function's own call.
     let mut rows = unsafe { ResultSet::start(fcinfo, &types) };
     let mut row = vec![None; columns.len() + 1];
+    let mut done = 0;
     series::for_each_piece(m1, from_ts.into(), to_ts.into(), lookback(&columns), |piece| {
         for_each_computed_row(piece, &columns, |time, values| {
             row[0] = Some(pg_sys::Datum::from(time));
@@ -102,8 +105,13 @@ fn _computed_rows(
                 *slot = value.map(|v| pg_sys::Datum::from(v.to_bits()));
             }
             rows.put(&row);
+            done += 1;
+            if done % BLOCK == 0 {
+                live_progress::advance(family, done);
+            }
         });
     });
+    live_progress::advance(family, done);
 }
 
 /// What the rows of `[from_ts, to_ts)` are computed from, and how many bars there are.

@@ -15,6 +15,8 @@
 //! | `month_writer` | derived rows straight into a partition: the only place that touches heap internals |
 //! | `session` | what a session may do and how it is told from others |
 //! | `workers` | background workers of a backfill |
+//! | `live_progress` | how far a session's jobs are, for others to see |
+//! | `ledger_retention` | the setting of that name |
 //! | `rows`, `errors` | reading query results, returning sets, raising errors |
 
 use pgrx::prelude::*;
@@ -23,6 +25,8 @@ mod aggregates;
 mod bar_lines;
 mod computed_rows;
 mod errors;
+mod ledger_retention;
+mod live_progress;
 mod metric_columns;
 mod month_writer;
 mod rate_index;
@@ -33,6 +37,12 @@ mod simulated_bars;
 mod workers;
 
 ::pgrx::pg_module_magic!(name, version);
+
+/// Called by PostgreSQL when a session first uses a function of the library.
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    ledger_retention::define_setting();
+}
 
 // The order of the install script. Functions in Rust come before the SQL that calls them at creation time only;
 // PL/pgSQL bodies are looked up when they run.
@@ -62,7 +72,7 @@ extension_sql_file!(
         aggregates::quadratic_reg_xy::_quadratic_reg_xy_final,
     ]
 );
-extension_sql_file!("../sql/registry.sql", name = "registry", requires = ["preflight"]);
+extension_sql_file!("../sql/registry.sql", name = "registry", requires = ["preflight", session::_caller]);
 extension_sql_file!("../sql/ledger.sql", name = "ledger", requires = ["registry"]);
 extension_sql_file!(
     "../sql/arguments.sql",
@@ -95,7 +105,8 @@ extension_sql_file!(
     requires = ["write_month", computed_rows::_computed_rows, metric_columns::_metric_columns]
 );
 extension_sql_file!("../sql/backfill.sql", name = "backfill", requires = ["metric_functions"]);
-extension_sql_file!("../sql/monitoring.sql", name = "monitoring", requires = ["backfill"]);
+extension_sql_file!("../sql/cancel.sql", name = "cancel", requires = ["backfill"]);
+extension_sql_file!("../sql/monitoring.sql", name = "monitoring", requires = ["cancel"]);
 extension_sql_file!("../sql/verify.sql", name = "verify", requires = ["monitoring"]);
 extension_sql_file!("../sql/completion_report.sql", name = "completion_report", requires = ["verify"]);
 extension_sql_file!(

@@ -12,6 +12,7 @@ use pgrx::prelude::*;
 
 use crate::computed_rows::{BLOCK, for_each_computed_row, lookback, own_columns, value_columns};
 use crate::errors::Failure;
+use crate::live_progress;
 use crate::metric_columns::family;
 use crate::series::{self, Series};
 
@@ -80,6 +81,8 @@ impl Target {
         // Safety: takes no argument; the start of this transaction.
         let created_at = unsafe { pg_sys::GetCurrentTransactionStartTimestamp() };
         let mut heap = HeapAppender::new(self.relation);
+        let mut written = 0;
+        live_progress::begin(self.family, series.rows().len(), true);
         for_each_computed_row(series, &columns, |time, values| {
             heap.append(|attribute| match places[attribute] {
                 Place::Value(i) => values[i].map(|v| pg_sys::Datum::from(v.to_bits())),
@@ -87,8 +90,13 @@ impl Target {
                 Place::CreatedAt => Some(pg_sys::Datum::from(created_at)),
                 Place::Dropped => None,
             });
+            written += 1;
+            if written % BLOCK == 0 {
+                live_progress::advance(self.family, written);
+            }
         });
         heap.finish();
+        live_progress::advance(self.family, written);
     }
 
     /// Where each attribute's datum comes from.

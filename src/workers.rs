@@ -1,14 +1,18 @@
 //! Background workers of a backfill. What they do is `bqx._work_once`, one transaction at a time.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::ffi::CStr;
 
 use pgrx::PgMemoryContexts;
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, DynamicBackgroundWorker};
 use pgrx::prelude::*;
 
+use crate::live_progress;
+
 thread_local! {
     /// Workers that this session has started and still waits for.
     static STARTED: RefCell<Vec<DynamicBackgroundWorker>> = const { RefCell::new(Vec::new()) };
+    static IS_WORKER: Cell<bool> = const { Cell::new(false) };
 }
 
 /// As many workers as there are cores.
@@ -77,10 +81,35 @@ fn end_workers_on_abort() {
 #[pg_guard]
 unsafe extern "C-unwind" fn on_transaction_end(event: pg_sys::XactEvent::Type, _arg: *mut std::ffi::c_void) {
     if event == pg_sys::XactEvent::XACT_EVENT_ABORT {
+        live_progress::forget_claim();
         for worker in STARTED.take() {
             worker.terminate();
         }
     }
+}
+
+unsafe extern "C-unwind" {
+    /// Whether the client is still there, as far as its socket tells. Not in the bindings.
+    fn pq_check_connection() -> bool;
+}
+
+/// Ends the session if its client is gone: PostgreSQL would notice only when it next writes to it.
+#[pg_extern]
+fn _check_client() {
+    // Safety: a session with a client has a port, and only such a session may ask. The flags are what PostgreSQL's own
+    // check (client_connection_check_interval) sets.
+    unsafe {
+        if !pg_sys::MyProcPort.is_null() && !pq_check_connection() {
+            pg_sys::ClientConnectionLost = 1;
+            pg_sys::InterruptPending = 1;
+        }
+    }
+    pg_sys::check_for_interrupts!();
+}
+
+/// Whether this process is a background worker of ours.
+pub fn is_worker() -> bool {
+    IS_WORKER.get()
 }
 
 /// Waits up to `milliseconds` for the workers that this session has started; false once all have ended.
@@ -159,15 +188,13 @@ pub extern "C-unwind" fn bqx_worker_main(_arg: pg_sys::Datum) {
     let assignment = Assignment::parse(BackgroundWorker::get_extra()).expect("started by _start_workers");
     BackgroundWorker::connect_worker_to_spi_by_oid(Some(assignment.database), Some(assignment.role));
     let Assignment { run_id, number, .. } = assignment;
-    // Advisory locks order the workers' statements, so each must see what the former holder committed.
-    // Safety: a valid name and value of this server's own settings.
-    unsafe {
-        pg_sys::SetConfigOption(
-            c"default_transaction_isolation".as_ptr(),
-            c"read committed".as_ptr(),
-            pg_sys::GucContext::PGC_USERSET,
-            pg_sys::GucSource::PGC_S_SESSION,
-        );
+    IS_WORKER.set(true);
+    // Advisory locks order the workers' statements, so each must see what the former holder committed. The caller's
+    // session may write (_require_top_level), whatever the role's default is.
+    for (name, value) in
+        [(c"default_transaction_isolation", c"read committed"), (c"default_transaction_read_only", c"off")]
+    {
+        set_session(name, value);
     }
 
     // Held until the worker's process ends: that is what "running" means.
@@ -182,6 +209,19 @@ pub extern "C-unwind" fn bqx_worker_main(_arg: pg_sys::Datum) {
     }) == Some(true)
     {}
     in_transaction(move || Spi::run_with_args("SELECT bqx._close_run($1)", &[run_id.into()]));
+}
+
+/// Sets one of the server's settings for this session.
+pub fn set_session(name: &CStr, value: &CStr) {
+    // Safety: PostgreSQL copies the value, and raises an error for a wrong one.
+    unsafe {
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+        );
+    }
 }
 
 fn in_transaction<R>(
