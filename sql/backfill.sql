@@ -99,7 +99,7 @@ DECLARE
     unit record;
     claimed record;
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(bqx._lock_key('run', run_id::text));
+    PERFORM pg_advisory_xact_lock_shared(bqx._lock_key('work', run_id::text));
     FOR attempt IN 1..2 LOOP
         FOR unit IN SELECT * FROM bqx._open_units(run_id, claims_in_view) LOOP
             IF attempt = 1 THEN
@@ -233,6 +233,18 @@ BEGIN
 END
 $$;
 
+-- Lets workers go on without the calling session, once one has taken over.
+CREATE FUNCTION bqx._let_workers_go(run_id bigint) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    WHILE NOT EXISTS (SELECT FROM bqx._holders('run', run_id)) LOOP
+        EXIT WHEN NOT bqx._await_workers(10);
+    END LOOP;
+    PERFORM bqx._forget_workers();
+END
+$$;
+
 -- Ends a call that can't have a background worker and won't wait: its run is given up.
 CREATE FUNCTION bqx._refuse_without_worker() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -263,11 +275,12 @@ BEGIN
     IF wanted > 0 THEN
         started := bqx._start_workers(run_id, wanted);
         IF NOT wait THEN
-            PERFORM bqx._let_workers_go();
+            PERFORM bqx._let_workers_go(run_id);
         END IF;
         IF started = 0 AND NOT wait THEN
             PERFORM bqx._cancel_open_jobs(run_id);
             PERFORM bqx._close_run(run_id);
+            PERFORM bqx._leave_run();
             COMMIT;
             SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
             SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -283,6 +296,7 @@ BEGIN
         IF jobs = 0 THEN
             PERFORM bqx._close_run(run_id);
         END IF;
+        PERFORM bqx._leave_run();
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -305,6 +319,7 @@ BEGIN
     -- If it was cancel() that ended the workers, its word comes first.
     PERFORM pg_advisory_xact_lock(bqx._lock_key('run end', run_id::text));
     PERFORM bqx._close_run(run_id);
+    PERFORM bqx._leave_run();
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -335,6 +350,7 @@ BEGIN
     run_id := bqx._plan_run(chosen_families, chosen, from_month, to_month, jsonb_build_object(
         'families', chosen_families, 'pairs', chosen, 'from_month', from_month, 'to_month', to_month,
         'workers', workers, 'force', coalesce(force, false), 'wait', coalesce(wait, true)));
+    PERFORM bqx._enter_run(run_id);  -- whoever sees the run sees that it goes on
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;

@@ -336,8 +336,9 @@ LANGUAGE sql IMMUTABLE
 RETURN pg_catalog.hashtextextended('bqx ' || kind || ' ' || object, 0);
 
 -- Advisory locks that are held now in this database, by key. Ours are:
---   run      shared, by each session that works for a run
---   run end  by who ends a run: its caller, or cancel()
+--   run      shared, by the call that waits for a run, and its workers: for as long as they are, the run goes on
+--   work     shared, by sessions that do a run's jobs
+--   run end  by who ends a run: its call, or cancel()
 --   month    by who works on a pair's month
 --   job      by who does this job
 CREATE FUNCTION bqx._lock_holders() RETURNS TABLE (pid int, key bigint)
@@ -351,6 +352,14 @@ $$;
 CREATE FUNCTION bqx._held_locks() RETURNS SETOF bigint
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$ SELECT h.key FROM bqx._lock_holders() AS h $$;
+
+-- Process ids of the sessions, other than this one, that hold a lock of a run.
+CREATE FUNCTION bqx._holders(kind text, run_id bigint) RETURNS SETOF int
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT h.pid FROM bqx._lock_holders() AS h
+     WHERE h.key = bqx._lock_key(kind, run_id::text) AND h.pid <> pg_backend_pid()
+$$;
 
 -- Writing to the ledger, for the role that calls: see _caller().
 
@@ -633,6 +642,17 @@ AS 'MODULE_PATHNAME', '_computed_rows_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/workers.rs
+-- bqx::workers::_enter_run
+CREATE  FUNCTION "_enter_run"(
+	"run_id" bigint /* i64 */
+) RETURNS void
+STRICT
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_enter_run_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/month_writer.rs
 -- bqx::month_writer::_fill_partitions
 CREATE  FUNCTION "_fill_partitions"(
@@ -653,6 +673,15 @@ AS 'MODULE_PATHNAME', '_fill_partitions_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/workers.rs
+-- bqx::workers::_forget_workers
+CREATE  FUNCTION "_forget_workers"() RETURNS void
+STRICT
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_forget_workers_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/computed_rows.rs
 -- bqx::computed_rows::_input_fingerprint
 
@@ -664,21 +693,21 @@ AS 'MODULE_PATHNAME', '_input_fingerprint_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/workers.rs
+-- bqx::workers::_leave_run
+CREATE  FUNCTION "_leave_run"() RETURNS void
+STRICT
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_leave_run_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/ledger_retention.rs
 -- bqx::ledger_retention::_ledger_retention_minutes
 CREATE  FUNCTION "_ledger_retention_minutes"() RETURNS INT /* Option < i32 > */
 STRICT
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', '_ledger_retention_minutes_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- src/workers.rs
--- bqx::workers::_let_workers_go
-CREATE  FUNCTION "_let_workers_go"() RETURNS void
-STRICT
-LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', '_let_workers_go_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -2815,7 +2844,7 @@ DECLARE
     unit record;
     claimed record;
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(bqx._lock_key('run', run_id::text));
+    PERFORM pg_advisory_xact_lock_shared(bqx._lock_key('work', run_id::text));
     FOR attempt IN 1..2 LOOP
         FOR unit IN SELECT * FROM bqx._open_units(run_id, claims_in_view) LOOP
             IF attempt = 1 THEN
@@ -2949,6 +2978,18 @@ BEGIN
 END
 $$;
 
+-- Lets workers go on without the calling session, once one has taken over.
+CREATE FUNCTION bqx._let_workers_go(run_id bigint) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    WHILE NOT EXISTS (SELECT FROM bqx._holders('run', run_id)) LOOP
+        EXIT WHEN NOT bqx._await_workers(10);
+    END LOOP;
+    PERFORM bqx._forget_workers();
+END
+$$;
+
 -- Ends a call that can't have a background worker and won't wait: its run is given up.
 CREATE FUNCTION bqx._refuse_without_worker() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -2979,11 +3020,12 @@ BEGIN
     IF wanted > 0 THEN
         started := bqx._start_workers(run_id, wanted);
         IF NOT wait THEN
-            PERFORM bqx._let_workers_go();
+            PERFORM bqx._let_workers_go(run_id);
         END IF;
         IF started = 0 AND NOT wait THEN
             PERFORM bqx._cancel_open_jobs(run_id);
             PERFORM bqx._close_run(run_id);
+            PERFORM bqx._leave_run();
             COMMIT;
             SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
             SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -2999,6 +3041,7 @@ BEGIN
         IF jobs = 0 THEN
             PERFORM bqx._close_run(run_id);
         END IF;
+        PERFORM bqx._leave_run();
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -3021,6 +3064,7 @@ BEGIN
     -- If it was cancel() that ended the workers, its word comes first.
     PERFORM pg_advisory_xact_lock(bqx._lock_key('run end', run_id::text));
     PERFORM bqx._close_run(run_id);
+    PERFORM bqx._leave_run();
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -3051,6 +3095,7 @@ BEGIN
     run_id := bqx._plan_run(chosen_families, chosen, from_month, to_month, jsonb_build_object(
         'families', chosen_families, 'pairs', chosen, 'from_month', from_month, 'to_month', to_month,
         'workers', workers, 'force', coalesce(force, false), 'wait', coalesce(wait, true)));
+    PERFORM bqx._enter_run(run_id);  -- whoever sees the run sees that it goes on
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -3074,15 +3119,7 @@ CREATE FUNCTION bqx._signal_run(run_id bigint) RETURNS void
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE a.backend_type WHEN 'bqx worker' THEN pg_terminate_backend(a.pid) ELSE pg_cancel_backend(a.pid) END
-      FROM bqx._sessions_of_run(run_id) AS pid JOIN pg_stat_activity AS a USING (pid)
-$$;
-
--- Process ids of the sessions, other than this one, that work for a run.
-CREATE FUNCTION bqx._sessions_of_run(run_id bigint) RETURNS SETOF int
-LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT h.pid FROM bqx._lock_holders() AS h
-     WHERE h.key = bqx._lock_key('run', run_id::text) AND h.pid <> pg_backend_pid()
+      FROM bqx._holders('work', run_id) AS pid JOIN pg_stat_activity AS a USING (pid)
 $$;
 
 CREATE FUNCTION bqx.cancel(run_id bigint) RETURNS boolean
@@ -3102,7 +3139,7 @@ BEGIN
     was_open := bqx._cancel_open_jobs(run_id);
     PERFORM bqx._close_run(run_id);
     LOOP
-        SELECT count(*) INTO working FROM bqx._sessions_of_run(run_id);
+        SELECT count(*) INTO working FROM bqx._holders('work', run_id);
         EXIT WHEN working = 0;
         IF clock_timestamp() > patience THEN
             RAISE WARNING '% session(s) of run % are still at work; each ends after the month it is at', working, run_id;
@@ -3126,13 +3163,14 @@ BEGIN
     SET LOCAL search_path TO pg_catalog, pg_temp;
     PERFORM bqx._check_workers(workers);
     PERFORM bqx._run_outcome(run_id);  -- is it a run of the caller's?
-    IF EXISTS (SELECT FROM bqx._sessions_of_run(run_id)) THEN
+    IF EXISTS (SELECT FROM bqx._holders('run'::text, run_id)) THEN
         RAISE EXCEPTION USING
             ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('run %s goes on', run_id),
             HINT = format('SELECT * FROM bqx.progress WHERE run_id = %s;  shows how far it is, '
                           'SELECT bqx.cancel(%s);  ends it.', run_id, run_id);
     END IF;
+    PERFORM bqx._enter_run(run_id);
     PERFORM bqx._reopen_jobs(run_id);
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
@@ -3151,68 +3189,105 @@ COMMENT ON PROCEDURE bqx.resume(bigint, int, boolean) IS
 
 -- Views for people who watch. Each shows a role what it may see: runs of its own and of roles it is a member of,
 -- tables that it may read. The ledger's owner, superusers and those who may read all statistics see every run.
+--
+-- What goes on (locks, sessions) is read first and what is recorded after, in a later snapshot: what ends in between is
+-- found in the ledger. Within one query it would be the other way round, and such jobs would be found nowhere; that is why
+-- the views call functions.
 
-CREATE FUNCTION bqx._sees_all_runs() RETURNS boolean
+CREATE FUNCTION bqx._may_see_runs_of(role_name name, called_by name) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT pg_has_role('pg_read_all_stats', 'USAGE') OR pg_has_role(c.relowner, 'USAGE')
-      FROM pg_class AS c WHERE c.oid = 'bqx.run_ledger'::regclass
+    SELECT pg_has_role(role_name, 'pg_read_all_stats', 'USAGE')
+        OR pg_has_role(role_name, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = 'bqx.run_ledger'::regclass), 'USAGE')
+        -- a role that is gone is nobody's
+        OR EXISTS (SELECT FROM pg_roles AS r WHERE r.rolname = called_by AND pg_has_role(role_name, r.oid, 'MEMBER'))
 $$;
 
--- Roles whose runs the current user sees.
-CREATE FUNCTION bqx._seen_roles() RETURNS SETOF name
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT r.rolname FROM pg_roles AS r WHERE pg_has_role(r.oid, 'MEMBER') $$;
+CREATE FUNCTION bqx._runs_now(caller bigint DEFAULT bqx._caller())
+RETURNS TABLE (run_id bigint, called_by name, arguments jsonb, state text,
+               started_at timestamp with time zone, finished_at timestamp with time zone)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    held bigint[] := ARRAY(SELECT bqx._held_locks());
+BEGIN
+    RETURN QUERY
+    SELECT r.run_id, r.called_by, r.arguments,
+           CASE WHEN r.finished_at IS NULL THEN
+                    CASE WHEN pg_is_in_recovery() THEN 'unknown'  -- a standby doesn't have the primary's locks
+                         WHEN bqx._lock_key('run', r.run_id::text) = ANY (held) THEN 'running'
+                         ELSE 'interrupted' END
+                WHEN EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = r.run_id AND j.state = 'failed') THEN 'failed'
+                WHEN EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = r.run_id AND j.state = 'cancelled')
+                    THEN 'cancelled'
+                ELSE 'done' END,
+           r.started_at, r.finished_at
+      FROM bqx.run_ledger AS r
+     WHERE r.called_by IN (SELECT u.called_by FROM (SELECT DISTINCT l.called_by FROM bqx.run_ledger AS l) AS u
+                            WHERE bqx._may_see_runs_of(bqx._role_of(caller)::name, u.called_by))
+     ORDER BY r.run_id;
+END
+$$;
 
--- How far the jobs are that are being done, and those that the same sessions did before (the caller's snapshot may still
--- have them as open). Sessions say so in pg_stat_activity, as autovacuum does: seen before they commit, gone with them,
--- and seen by whom PostgreSQL lets see a session's query. See src/live_progress.rs.
-CREATE FUNCTION bqx._live_jobs()
-RETURNS TABLE (job_id bigint, worker int, bars_done bigint, bars bigint, rows_written bigint,
-               started_at timestamp with time zone)
-LANGUAGE sql VOLATILE ROWS 16 SET search_path = pg_catalog, pg_temp
+-- How far the jobs are that are being done. Sessions say so in pg_stat_activity, as autovacuum does: seen before they
+-- commit, gone with them, and seen by whom PostgreSQL lets see a session's query. See src/live_progress.rs.
+CREATE TYPE bqx._live_job AS (
+    job_id bigint, worker int, bars_done bigint, bars bigint, rows_written bigint, started_at timestamp with time zone);
+
+CREATE FUNCTION bqx._live_jobs() RETURNS SETOF bqx._live_job
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT job[1]::bigint, substring(a.query FROM ' worker (\d{1,9}):')::int, job[2]::bigint, job[3]::bigint,
            CASE job[4] WHEN 'written' THEN job[2]::bigint END, a.xact_start
       FROM pg_stat_get_activity(NULL) AS a,
            regexp_matches(a.query, 'job (\d{1,18}) [a-z]+(?:: (\d{1,18}) of (\d{1,18}) rows (written|compared))?', 'g') AS job
-     WHERE a.query LIKE 'bqx run %'
+     WHERE a.query LIKE 'bqx run %' AND a.datid = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
 $$;
 
--- Jobs as they are at this moment. `work` is how much of the job is done, from 0 to 1.
-CREATE VIEW bqx._job_states WITH (security_barrier) AS
-SELECT j.run_id, j.family, j.pair, j.month,
-       CASE WHEN j.state = 'pending' AND bqx._lock_key('job', j.job_id::text) IN (SELECT bqx._held_locks())
-            THEN 'running' ELSE j.state END AS state,
-       CASE WHEN j.state IN ('done', 'failed') THEN 1
-            ELSE coalesce(live.bars_done::double precision / nullif(live.bars, 0), 0) END AS work,
-       coalesce(j.rows_written, live.rows_written) AS rows_written,
-       coalesce(j.started_at, live.started_at) AS started_at, j.finished_at,
-       coalesce(j.worker, live.worker) AS worker, j.error
-  FROM bqx.job_ledger AS j
-  JOIN bqx.run_ledger AS r USING (run_id)
-  LEFT JOIN bqx._live_jobs() AS live ON live.job_id = j.job_id AND j.state = 'pending'
- WHERE (SELECT bqx._sees_all_runs()) OR r.called_by IN (SELECT bqx._seen_roles());
+-- The jobs of a run as they are at this moment; `work` is how much of the job is done, from 0 to 1. None, of a run that isn't
+-- the caller's to see.
+CREATE FUNCTION bqx._jobs_now(run_id bigint, caller bigint DEFAULT bqx._caller())
+RETURNS TABLE (family text, pair text, month date, state text, work double precision, rows_written bigint,
+               started_at timestamp with time zone, finished_at timestamp with time zone, worker int, error text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    run record;
+    held bigint[] := '{}';
+    live bqx._live_job[] := '{}';
+BEGIN
+    SELECT r.called_by, r.finished_at INTO run FROM bqx.run_ledger AS r WHERE r.run_id = $1;
+    IF NOT FOUND OR NOT bqx._may_see_runs_of(bqx._role_of($2)::name, run.called_by) THEN
+        RETURN;
+    END IF;
+    IF run.finished_at IS NULL THEN
+        held := ARRAY(SELECT bqx._held_locks());
+        live := ARRAY(SELECT l FROM bqx._live_jobs() AS l);
+    END IF;
+    RETURN QUERY
+    SELECT j.family, j.pair, j.month,
+           CASE WHEN j.state = 'pending' AND bqx._lock_key('job', j.job_id::text) = ANY (held) THEN 'running' ELSE j.state END,
+           CASE WHEN j.state IN ('done', 'failed') THEN 1
+                ELSE coalesce(l.bars_done::double precision / nullif(l.bars, 0), 0) END,
+           coalesce(j.rows_written, l.rows_written), coalesce(j.started_at, l.started_at), j.finished_at,
+           coalesce(j.worker, l.worker), j.error
+      FROM bqx.job_ledger AS j
+      LEFT JOIN unnest(live) AS l ON l.job_id = j.job_id AND j.state = 'pending'
+     WHERE j.run_id = $1
+     ORDER BY j.pair, j.month, j.family;
+END
+$$;
 
-CREATE VIEW bqx.runs WITH (security_barrier) AS
-SELECT r.run_id, r.called_by, r.arguments,
-       CASE WHEN r.finished_at IS NULL THEN
-                CASE WHEN pg_is_in_recovery() THEN 'unknown'  -- a standby doesn't have the primary's locks
-                     WHEN bqx._lock_key('run', r.run_id::text) IN (SELECT bqx._held_locks()) THEN 'running'
-                     ELSE 'interrupted' END
-            WHEN EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = r.run_id AND j.state = 'failed') THEN 'failed'
-            WHEN EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = r.run_id AND j.state = 'cancelled') THEN 'cancelled'
-            ELSE 'done' END AS state,
-       r.started_at, r.finished_at
-  FROM bqx.run_ledger AS r
- WHERE (SELECT bqx._sees_all_runs()) OR r.called_by IN (SELECT bqx._seen_roles());
+CREATE VIEW bqx.runs AS
+SELECT r.run_id, r.called_by, r.arguments, r.state, r.started_at, r.finished_at FROM bqx._runs_now() AS r;
 COMMENT ON VIEW bqx.runs IS 'Backfill runs: who called what, when, and how it ended';
 
 CREATE VIEW bqx.jobs WITH (security_barrier) AS
-SELECT j.run_id, j.family, j.pair, j.month, j.state, j.rows_written,
+SELECT r.run_id, j.family, j.pair, j.month, j.state, j.rows_written,
        round(extract(epoch FROM coalesce(j.finished_at, clock_timestamp()) - j.started_at), 3)::double precision AS seconds,
        j.worker, j.error, j.started_at, j.finished_at
-  FROM bqx._job_states AS j;
+  FROM bqx.run_ledger AS r CROSS JOIN LATERAL bqx._jobs_now(r.run_id) AS j;
 COMMENT ON VIEW bqx.jobs IS 'One line per run, family, pair and month; a job is one transaction';
 
 -- Which part of the time from `began` to `ended` was after an instant; NULL for what has not begun.
@@ -3224,7 +3299,7 @@ RETURN CASE WHEN began >= instant THEN 1 WHEN ended <= instant THEN 0
             ELSE extract(epoch FROM ended - instant) / extract(epoch FROM ended - began) END;
 
 -- The recent rate counts what was done in the last minute; of a job that began before, a part in proportion to its time.
-CREATE VIEW bqx.progress WITH (security_barrier) AS
+CREATE VIEW bqx.progress AS
 SELECT r.run_id, t.family,
        CASE WHEN t.open > 0 THEN r.state WHEN t.jobs_failed > 0 THEN 'failed' WHEN t.cancelled > 0 THEN 'cancelled'
             ELSE 'done' END AS state,
@@ -3235,8 +3310,7 @@ SELECT r.run_id, t.family,
                   ELSE t.rows_written / nullif(extract(epoch FROM e.elapsed), 0) END)::double precision AS rows_per_second,
        r.started_at, e.elapsed,
        CASE WHEN t.open > 0 AND r.state = 'running' THEN
-            date_trunc('second', make_interval(secs => (t.jobs_total - t.work) * t.recent_seconds / nullif(t.recent_work, 0)))
-            END AS eta,
+            make_interval(secs => ceil((t.jobs_total - t.work) * t.recent_seconds / nullif(t.recent_work, 0))) END AS eta,
        rpad(repeat('#', floor(20 * t.work / t.jobs_total)::int), 20, '.') AS bar
   FROM bqx.runs AS r
  CROSS JOIN LATERAL (SELECT clock_timestamp() AS at OFFSET 0) AS now
@@ -3252,35 +3326,41 @@ SELECT r.run_id, t.family,
                sum(j.work * recent.share) AS recent_work,
                coalesce(sum(j.rows_written * recent.share), 0) AS recent_rows,
                least(60, extract(epoch FROM now.at - r.started_at)) AS recent_seconds
-          FROM bqx._job_states AS j
+          FROM bqx._jobs_now(r.run_id) AS j
          CROSS JOIN LATERAL bqx._share_since(now.at - interval '1 minute', j.started_at,
                                              coalesce(j.finished_at, now.at)) AS recent (share)
-         WHERE j.run_id = r.run_id
          GROUP BY j.family) AS t
  CROSS JOIN LATERAL (
         SELECT coalesce(r.finished_at, CASE r.state WHEN 'running' THEN now.at ELSE t.last_end END, r.started_at)
-               - r.started_at AS elapsed) AS e;
+               - r.started_at AS elapsed) AS e
+ ORDER BY r.run_id, t.family;
 COMMENT ON VIEW bqx.progress IS 'How far each run is at this moment, per family; rate and eta are those of the last minute';
 
 CREATE VIEW bqx.pair_progress WITH (security_barrier) AS
+WITH latest AS MATERIALIZED (
+    SELECT j.family, j.pair, max(j.run_id) AS run_id
+      FROM bqx.runs AS r JOIN bqx.job_ledger AS j USING (run_id) GROUP BY j.family, j.pair
+)
 SELECT t.family, t.pair, t.months_done, t.months_total, t.rows_written,
        round((100 * t.work / t.months_total)::numeric, 1)::double precision AS percent,
        CASE WHEN t.months_failed > 0 THEN 'failed'
             WHEN t.months_done = t.months_total THEN 'complete'
             WHEN t.months_running > 0 OR (t.months_done > 0 AND r.state = 'running') THEN 'in progress'
             ELSE 'pending' END AS status
-  FROM (SELECT j.family, j.pair, j.run_id,
+  FROM bqx.runs AS r
+ CROSS JOIN LATERAL (
+        SELECT j.family, j.pair,
                count(*) AS months_total,
                count(*) FILTER (WHERE j.state = 'done') AS months_done,
                count(*) FILTER (WHERE j.state = 'failed') AS months_failed,
                count(*) FILTER (WHERE j.state = 'running') AS months_running,
                sum(j.work) AS work,
-               coalesce(sum(j.rows_written), 0)::bigint AS rows_written,
-               rank() OVER (PARTITION BY j.family, j.pair ORDER BY j.run_id DESC) AS nth_latest
-          FROM bqx._job_states AS j
-         GROUP BY j.family, j.pair, j.run_id) AS t
-  JOIN bqx.runs AS r USING (run_id)
- WHERE t.nth_latest = 1;
+               coalesce(sum(j.rows_written), 0)::bigint AS rows_written
+          FROM bqx._jobs_now(r.run_id) AS j
+         GROUP BY j.family, j.pair) AS t
+ WHERE r.run_id IN (SELECT l.run_id FROM latest AS l)
+   AND EXISTS (SELECT FROM latest AS l WHERE (l.family, l.pair, l.run_id) = (t.family, t.pair, r.run_id))
+ ORDER BY t.family, t.pair;
 COMMENT ON VIEW bqx.pair_progress IS 'How far each derived table has come in the latest run that included it';
 
 -- A job in one line: [W02] cadchf 2024-07 bqx 31,663 rows 0.21 s 18.5 %. W00 is the calling session.
@@ -3297,15 +3377,15 @@ AS $$
 $$;
 
 CREATE VIEW bqx.recent WITH (security_barrier) AS
-SELECT bqx._job_line(t.worker, t.pair, t.month, t.family, t.state, t.rows_written, t.seconds, t.percent,
-                     t.error) AS line
+SELECT bqx._job_line(t.worker, t.pair, t.month, t.family, t.state, t.rows_written,
+                     extract(epoch FROM t.finished_at - t.started_at)::double precision, t.percent, t.error) AS line
   FROM (SELECT j.*,
                -- how far its run had come then
                (SELECT 100.0 * count(*) FILTER (WHERE (s.finished_at, s.pair, s.month, s.family)
                                                    <= (j.finished_at, j.pair, j.month, j.family)) / count(*)
                   FROM bqx.job_ledger AS s WHERE s.run_id = j.run_id) AS percent
-          FROM bqx.jobs AS j
-         WHERE j.finished_at IS NOT NULL
+          FROM bqx.job_ledger AS j
+         WHERE j.finished_at IS NOT NULL AND j.run_id IN (SELECT r.run_id FROM bqx.runs AS r)
          ORDER BY j.finished_at DESC, j.pair DESC, j.month DESC, j.family DESC LIMIT 20) AS t
  ORDER BY t.finished_at, t.pair, t.month, t.family;
 COMMENT ON VIEW bqx.recent IS 'The last 20 jobs that ended, as lines of a log: the newest is the last';
@@ -3329,8 +3409,9 @@ CREATE VIEW bqx.dashboard WITH (security_barrier) AS
 WITH latest AS (
     SELECT r.* FROM bqx.runs AS r ORDER BY r.run_id DESC LIMIT 1
 ), jobs AS MATERIALIZED (
-    SELECT j.*, format('%s %s %s', j.pair, to_char(j.month, 'YYYY-MM'), j.family) AS title
-      FROM latest AS r JOIN bqx.jobs AS j USING (run_id)
+    SELECT j.*, format('%s %s %s', j.pair, to_char(j.month, 'YYYY-MM'), j.family) AS title,
+           extract(epoch FROM coalesce(j.finished_at, clock_timestamp()) - j.started_at) AS seconds
+      FROM latest AS r CROSS JOIN LATERAL bqx._jobs_now(r.run_id) AS j
 ), lines (section, label, nth, line) AS (
     SELECT 0, 'bqx', 1, 'no run yet, or none of yours: CALL bqx.backfill();' WHERE NOT EXISTS (SELECT FROM latest)
     UNION ALL
@@ -3345,7 +3426,7 @@ WITH latest AS (
                   to_char(p.rows_written, 'FM999,999,999,990'),
                   to_char(coalesce(p.rows_per_second, 0), 'FM999,999,990'),
                   '   ' || to_char(p.eta, 'HH24:MI:SS') || ' to go')
-      FROM latest AS r JOIN bqx.progress AS p USING (run_id)
+      FROM bqx.progress AS p WHERE p.run_id = (SELECT r.run_id FROM latest AS r)
     UNION ALL
     SELECT 3, 'now', row_number() OVER (ORDER BY j.worker, j.title),
            format('[W%s] %s%s   %s s', to_char(j.worker, 'FM9900'), j.title,

@@ -6,15 +6,7 @@ CREATE FUNCTION bqx._signal_run(run_id bigint) RETURNS void
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE a.backend_type WHEN 'bqx worker' THEN pg_terminate_backend(a.pid) ELSE pg_cancel_backend(a.pid) END
-      FROM bqx._sessions_of_run(run_id) AS pid JOIN pg_stat_activity AS a USING (pid)
-$$;
-
--- Process ids of the sessions, other than this one, that work for a run.
-CREATE FUNCTION bqx._sessions_of_run(run_id bigint) RETURNS SETOF int
-LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT h.pid FROM bqx._lock_holders() AS h
-     WHERE h.key = bqx._lock_key('run', run_id::text) AND h.pid <> pg_backend_pid()
+      FROM bqx._holders('work', run_id) AS pid JOIN pg_stat_activity AS a USING (pid)
 $$;
 
 CREATE FUNCTION bqx.cancel(run_id bigint) RETURNS boolean
@@ -34,7 +26,7 @@ BEGIN
     was_open := bqx._cancel_open_jobs(run_id);
     PERFORM bqx._close_run(run_id);
     LOOP
-        SELECT count(*) INTO working FROM bqx._sessions_of_run(run_id);
+        SELECT count(*) INTO working FROM bqx._holders('work', run_id);
         EXIT WHEN working = 0;
         IF clock_timestamp() > patience THEN
             RAISE WARNING '% session(s) of run % are still at work; each ends after the month it is at', working, run_id;
@@ -58,13 +50,14 @@ BEGIN
     SET LOCAL search_path TO pg_catalog, pg_temp;
     PERFORM bqx._check_workers(workers);
     PERFORM bqx._run_outcome(run_id);  -- is it a run of the caller's?
-    IF EXISTS (SELECT FROM bqx._sessions_of_run(run_id)) THEN
+    IF EXISTS (SELECT FROM bqx._holders('run'::text, run_id)) THEN
         RAISE EXCEPTION USING
             ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('run %s goes on', run_id),
             HINT = format('SELECT * FROM bqx.progress WHERE run_id = %s;  shows how far it is, '
                           'SELECT bqx.cancel(%s);  ends it.', run_id, run_id);
     END IF;
+    PERFORM bqx._enter_run(run_id);
     PERFORM bqx._reopen_jobs(run_id);
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;

@@ -56,8 +56,9 @@ LANGUAGE sql IMMUTABLE
 RETURN pg_catalog.hashtextextended('bqx ' || kind || ' ' || object, 0);
 
 -- Advisory locks that are held now in this database, by key. Ours are:
---   run      shared, by each session that works for a run
---   run end  by who ends a run: its caller, or cancel()
+--   run      shared, by the call that waits for a run, and its workers: for as long as they are, the run goes on
+--   work     shared, by sessions that do a run's jobs
+--   run end  by who ends a run: its call, or cancel()
 --   month    by who works on a pair's month
 --   job      by who does this job
 CREATE FUNCTION bqx._lock_holders() RETURNS TABLE (pid int, key bigint)
@@ -71,6 +72,14 @@ $$;
 CREATE FUNCTION bqx._held_locks() RETURNS SETOF bigint
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$ SELECT h.key FROM bqx._lock_holders() AS h $$;
+
+-- Process ids of the sessions, other than this one, that hold a lock of a run.
+CREATE FUNCTION bqx._holders(kind text, run_id bigint) RETURNS SETOF int
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT h.pid FROM bqx._lock_holders() AS h
+     WHERE h.key = bqx._lock_key(kind, run_id::text) AND h.pid <> pg_backend_pid()
+$$;
 
 -- Writing to the ledger, for the role that calls: see _caller().
 

@@ -21,8 +21,6 @@ struct Claim {
     /// `bqx run 12 worker 2: eurusd 2024-07`
     title: String,
     jobs: Vec<Job>,
-    /// Those of the claim before: whoever took a snapshot before they were committed has them as open.
-    before: Vec<Job>,
 }
 
 struct Job {
@@ -48,18 +46,9 @@ fn _show_claim(run_id: i64, worker: i32, pair: &str, month: &str, families: Vec<
         let name = CString::new(format!("{title} {}", families.join("+"))).expect("names hold no NUL");
         workers::set_session(c"application_name", &name);
     }
-    CLAIM.with_borrow_mut(|claim| {
-        let last = claim.take();
-        let before = match last {
-            // tried once more, after an error
-            Some(last) if last.jobs.iter().any(|job| job_ids.contains(&job.job_id)) => last.before,
-            Some(last) => last.jobs,
-            None => Vec::new(),
-        };
-        let jobs = job_ids.iter().zip(families);
-        let jobs = jobs.map(|(&job_id, family)| Job { job_id, family, progress: None }).collect();
-        *claim = Some(Claim { title, jobs, before });
-    });
+    let jobs = job_ids.iter().zip(families);
+    let jobs = jobs.map(|(&job_id, family)| Job { job_id, family, progress: None }).collect();
+    CLAIM.set(Some(Claim { title, jobs }));
     report();
 }
 
@@ -120,14 +109,11 @@ fn report() {
 impl Claim {
     fn text(&self) -> String {
         let mut text = self.title.clone();
-        for (mut separator, jobs) in [(", ", &self.jobs), ("; before: ", &self.before)] {
-            for Job { job_id, family, progress } in jobs {
-                let _ = write!(text, "{separator}job {job_id} {family}");
-                separator = ", ";
-                if let Some(Progress { bars_done, bars, written }) = progress {
-                    let what = if *written { "written" } else { "compared" };
-                    let _ = write!(text, ": {bars_done} of {bars} rows {what}");
-                }
+        for Job { job_id, family, progress } in &self.jobs {
+            let _ = write!(text, ", job {job_id} {family}");
+            if let Some(Progress { bars_done, bars, written }) = progress {
+                let what = if *written { "written" } else { "compared" };
+                let _ = write!(text, ": {bars_done} of {bars} rows {what}");
             }
         }
         text

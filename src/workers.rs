@@ -3,9 +3,9 @@
 use std::cell::{Cell, RefCell};
 use std::ffi::CStr;
 
-use pgrx::PgMemoryContexts;
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, DynamicBackgroundWorker};
 use pgrx::prelude::*;
+use pgrx::{IntoDatum, PgMemoryContexts, direct_function_call_as_datum};
 
 use crate::live_progress;
 
@@ -13,6 +13,8 @@ thread_local! {
     /// Workers that this session has started and still waits for.
     static STARTED: RefCell<Vec<DynamicBackgroundWorker>> = const { RefCell::new(Vec::new()) };
     static IS_WORKER: Cell<bool> = const { Cell::new(false) };
+    /// The lock of `_enter_run`.
+    static RUN_LOCK: Cell<Option<i64>> = const { Cell::new(None) };
 }
 
 /// As many workers as there are cores.
@@ -61,10 +63,39 @@ fn _start_workers(run_id: i64, wanted: i32) -> i32 {
     count
 }
 
-/// Lets the workers that this session has started go on by themselves.
+/// From now on the workers that this session has started go on by themselves.
 #[pg_extern]
-fn _let_workers_go() {
+fn _forget_workers() {
     STARTED.take();
+}
+
+/// Takes the lock that says that a run goes on. It stays through this call's transactions until `_leave_run`, or until one of
+/// them is aborted.
+#[pg_extern]
+fn _enter_run(run_id: i64) {
+    end_workers_on_abort();
+    leave_run();
+    let key = Spi::get_one_with_args::<i64>(
+        "SELECT bqx._lock_key('run'::pg_catalog.text, $1::pg_catalog.text)",
+        &[run_id.into()],
+    );
+    let key = key.unwrap_or_else(|e| error!("{e}")).expect("a key");
+    // Safety: PostgreSQL's own function, with its argument.
+    unsafe { direct_function_call_as_datum(pg_sys::pg_advisory_lock_shared_int8, &[key.into_datum()]) };
+    RUN_LOCK.set(Some(key));
+}
+
+#[pg_extern]
+fn _leave_run() {
+    leave_run();
+}
+
+fn leave_run() {
+    if let Some(key) = RUN_LOCK.take() {
+        // Safety: PostgreSQL's own function, with its argument. It does nothing but give back the lock, which it may
+        // also do while a transaction is being aborted.
+        unsafe { direct_function_call_as_datum(pg_sys::pg_advisory_unlock_shared_int8, &[key.into_datum()]) };
+    }
 }
 
 /// From now on, in this session: when a transaction is aborted (cancelled, terminated, an error), so are the workers
@@ -82,6 +113,7 @@ fn end_workers_on_abort() {
 unsafe extern "C-unwind" fn on_transaction_end(event: pg_sys::XactEvent::Type, _arg: *mut std::ffi::c_void) {
     if event == pg_sys::XactEvent::XACT_EVENT_ABORT {
         live_progress::forget_claim();
+        leave_run();
         for worker in STARTED.take() {
             worker.terminate();
         }
@@ -197,13 +229,15 @@ pub extern "C-unwind" fn bqx_worker_main(_arg: pg_sys::Datum) {
         set_session(name, value);
     }
 
-    // Held until the worker's process ends: that is what "running" means.
-    in_transaction(move || {
-        Spi::run_with_args(
-            "SELECT pg_catalog.pg_advisory_lock_shared(bqx._lock_key('run'::pg_catalog.text, $1::pg_catalog.text))",
-            &[run_id.into()],
-        )
-    });
+    // Both are held until the worker's process ends.
+    for kind in ["run", "work"] {
+        in_transaction(move || {
+            Spi::run_with_args(
+                "SELECT pg_catalog.pg_advisory_lock_shared(bqx._lock_key($1, $2::pg_catalog.text))",
+                &[kind.into(), run_id.into()],
+            )
+        });
+    }
     while in_transaction(move || {
         Spi::get_one_with_args::<bool>("SELECT bqx._work_once($1, $2)", &[run_id.into(), number.into()])
     }) == Some(true)
