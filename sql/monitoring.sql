@@ -1,6 +1,8 @@
 -- Views for people who watch. Each shows a role what it may see: runs of its own and of roles it is a member of,
 -- tables that it may read.
 
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
 CREATE VIEW bqx.pair_progress WITH (security_barrier) AS
 SELECT t.family, t.pair, t.months_done, t.months_total, t.rows_written,
        round(100.0 * t.months_done / t.months_total, 1)::double precision AS percent,
@@ -104,3 +106,5 @@ SELECT rpad(CASE l.nth WHEN 1 THEN l.label ELSE '' END, 8) || l.line AS line
 COMMENT ON VIEW bqx.dashboard IS 'The latest run on one screen: SELECT * FROM bqx.dashboard \watch 10';
 
 GRANT SELECT ON bqx.pair_progress, bqx.recent, bqx.storage, bqx.dashboard TO PUBLIC;
+
+SET LOCAL search_path TO bqx, pg_temp;

@@ -7,6 +7,7 @@ pub mod document;
 pub mod exact;
 pub mod histdata;
 mod psql;
+pub mod python;
 mod session;
 
 use std::io::Write;
