@@ -4,6 +4,8 @@
 --   SET LOCAL search_path TO pg_catalog, pg_temp;     a SET clause would forbid COMMIT
 -- The types of their variables are written with their schema, because those are looked up before.
 
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
 -- Arguments of the stages, checked the same way everywhere: what is refused is refused before anything is done.
 
 CREATE FUNCTION bqx._check_families(families text[]) RETURNS text[]
@@ -211,3 +213,5 @@ BEGIN
     END IF;
 END
 $$;
+
+SET LOCAL search_path TO bqx, pg_temp;

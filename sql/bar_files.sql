@@ -1,5 +1,7 @@
 -- Files of bars: load_m1 reads one on the server, ingest_m1 takes the lines that \copy put into m1_staging.
 
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
 -- Lines of a session, numbered as they came. Roles may only insert lines; a session's lines are given out to
 -- nobody but that session (_take_staged_lines). No row security here: COPY FROM refuses it.
 CREATE UNLOGGED TABLE bqx.m1_staging (
@@ -336,3 +338,5 @@ END
 $$;
 COMMENT ON PROCEDURE bqx.ingest_m1(text, text, text, text) IS
     'Loads the lines that this session put into bqx.m1_staging with \copy';
+
+SET LOCAL search_path TO bqx, pg_temp;

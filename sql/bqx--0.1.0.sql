@@ -4,6 +4,12 @@
 /* <begin connected objects> */
 -- src/lib.rs
 -- bootstrap
+-- What stands outside functions with a search_path of their own (checks, views, bodies with RETURN) is parsed while this
+-- script runs. Where there is any, it is parsed without bqx in the search_path, so that nothing that someone put into that
+-- schema beforehand, such as an operator that matches better, is taken for PostgreSQL's own. Afterwards it is again as
+-- CREATE EXTENSION set it, for the functions in Rust, whose CREATE names no schema.
+SET LOCAL search_path TO pg_catalog, pg_temp;
+
 -- Before anything is made: whose schema is this, and is anything of an older system in our way?
 DO $preflight$
 DECLARE
@@ -61,6 +67,8 @@ END
 $preflight$;
 
 GRANT USAGE ON SCHEMA bqx TO PUBLIC;
+
+SET LOCAL search_path TO bqx, pg_temp;
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -141,6 +149,8 @@ AS 'MODULE_PATHNAME', '_caller_wrapper';
 --   session::_caller
 
 -- The instruments bqx knows, the baseline of each, and the rows that loads refused.
+
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
 
 CREATE TABLE bqx.pairs (
     pair text PRIMARY KEY CHECK (pair ~ '^[a-z][a-z0-9]{2,15}$' AND pair <> 'staging'),
@@ -271,6 +281,8 @@ BEGIN
     VALUES ($1, $2, $3, $4, $5, role_name);
 END
 $$;
+
+SET LOCAL search_path TO bqx, pg_temp;
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -281,6 +293,8 @@ $$;
 -- The ledger: what was asked for (runs), what was done (jobs), and what the derived tables hold (months).
 -- "running" is stored nowhere: it is an advisory lock of the transaction that works, gone with it.
 -- No foreign keys between these tables: a parallel pg_restore loads them in any order.
+
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
 
 CREATE TABLE bqx.run_ledger (
     run_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -597,6 +611,8 @@ AS $$
      WHERE m.family = $1 AND m.pair = $2
        AND to_regclass(format('bqx.%I', bqx._derived_name($1, $2))) IS NULL
 $$;
+
+SET LOCAL search_path TO bqx, pg_temp;
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -758,6 +774,8 @@ AS 'MODULE_PATHNAME', '_min_window_wrapper';
 --                                                     former holder committed, whatever the database's default is
 --   SET LOCAL search_path TO pg_catalog, pg_temp;     a SET clause would forbid COMMIT
 -- The types of their variables are written with their schema, because those are looked up before.
+
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
 
 -- Arguments of the stages, checked the same way everywhere: what is refused is refused before anything is done.
 
@@ -966,6 +984,8 @@ BEGIN
     END IF;
 END
 $$;
+
+SET LOCAL search_path TO bqx, pg_temp;
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1741,6 +1761,8 @@ AS 'MODULE_PATHNAME', '_session_id_wrapper';
 
 -- Files of bars: load_m1 reads one on the server, ingest_m1 takes the lines that \copy put into m1_staging.
 
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
 -- Lines of a session, numbered as they came. Roles may only insert lines; a session's lines are given out to
 -- nobody but that session (_take_staged_lines). No row security here: COPY FROM refuses it.
 CREATE UNLOGGED TABLE bqx.m1_staging (
@@ -2077,6 +2099,8 @@ END
 $$;
 COMMENT ON PROCEDURE bqx.ingest_m1(text, text, text, text) IS
     'Loads the lines that this session put into bqx.m1_staging with \copy';
+
+SET LOCAL search_path TO bqx, pg_temp;
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -2685,6 +2709,8 @@ $$;
 
 -- bqx_metrics and reg_metrics: the default columns of the derived tables, computed on demand, not stored.
 
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
 -- The M1 table that rows are to be computed from; NULL, which gives no rows, where the caller sees no bar.
 CREATE FUNCTION bqx._m1_to_compute(
     pair text, from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS regclass
@@ -2736,6 +2762,8 @@ COMMENT ON FUNCTION bqx.bqx_metrics(text, timestamp with time zone, timestamp wi
     'The rows of bqx_<pair> for the bars in [from_ts, to_ts), computed, not stored; NULL leaves an end open';
 COMMENT ON FUNCTION bqx.reg_metrics(text, timestamp with time zone, timestamp with time zone) IS
     'The rows of reg_<pair> for the bars in [from_ts, to_ts), computed, not stored; NULL leaves an end open';
+
+SET LOCAL search_path TO bqx, pg_temp;
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -3194,6 +3222,8 @@ COMMENT ON PROCEDURE bqx.resume(bigint, int, boolean) IS
 -- found in the ledger. Within one query it would be the other way round, and such jobs would be found nowhere; that is why
 -- the views call functions.
 
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
 CREATE FUNCTION bqx._may_see_runs_of(role_name name, called_by name) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -3451,6 +3481,8 @@ SELECT rpad(CASE l.nth WHEN 1 THEN l.label ELSE '' END, 8) || l.line AS line
 COMMENT ON VIEW bqx.dashboard IS 'The latest run on one screen: SELECT * FROM bqx.dashboard \watch 10';
 
 GRANT SELECT ON bqx.runs, bqx.jobs, bqx.progress, bqx.pair_progress, bqx.recent, bqx.storage, bqx.dashboard TO PUBLIC;
+
+SET LOCAL search_path TO bqx, pg_temp;
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -3758,6 +3790,8 @@ DECLARE
     index_type text := bqx._column_type(derived, 'rate_index');
     m1_index text := CASE WHEN bqx._column_type(m1, 'rate_index') IS NULL THEN 'NULL' ELSE 'rate_index' END;
 BEGIN
+    -- Null faults are those of rows with a bar: a row without one has no place in the series that could say what is to
+    -- be NULL.
     EXECUTE format(
         'WITH bars AS MATERIALIZED ('
         '    SELECT %1$s AS at, %2$s::double precision AS rate_index FROM %3$s WHERE time >= %4$s AND time < %5$s), '
@@ -3772,7 +3806,6 @@ BEGIN
         '       count(*) FILTER (WHERE bar_at IS NULL), count(*) FILTER (WHERE row_at IS NULL), '
         '       min(at) FILTER (WHERE bar_at IS NULL OR row_at IS NULL), '
         '       count(DISTINCT row_at), '
-        -- a row without a bar has no place in the series that could say what is to be NULL
         '       count(*) FILTER (WHERE null_fault AND bar_at IS NOT NULL), '
         '       min(at) FILTER (WHERE null_fault AND bar_at IS NOT NULL), '
         '       count(*) FILTER (WHERE infinite), min(at) FILTER (WHERE infinite), '

@@ -2,6 +2,8 @@
 -- "running" is stored nowhere: it is an advisory lock of the transaction that works, gone with it.
 -- No foreign keys between these tables: a parallel pg_restore loads them in any order.
 
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
 CREATE TABLE bqx.run_ledger (
     run_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     called_by name NOT NULL,
@@ -317,3 +319,5 @@ AS $$
      WHERE m.family = $1 AND m.pair = $2
        AND to_regclass(format('bqx.%I', bqx._derived_name($1, $2))) IS NULL
 $$;
+
+SET LOCAL search_path TO bqx, pg_temp;

@@ -1,5 +1,7 @@
 -- bqx_metrics and reg_metrics: the default columns of the derived tables, computed on demand, not stored.
 
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
 -- The M1 table that rows are to be computed from; NULL, which gives no rows, where the caller sees no bar.
 CREATE FUNCTION bqx._m1_to_compute(
     pair text, from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS regclass
@@ -51,3 +53,5 @@ COMMENT ON FUNCTION bqx.bqx_metrics(text, timestamp with time zone, timestamp wi
     'The rows of bqx_<pair> for the bars in [from_ts, to_ts), computed, not stored; NULL leaves an end open';
 COMMENT ON FUNCTION bqx.reg_metrics(text, timestamp with time zone, timestamp with time zone) IS
     'The rows of reg_<pair> for the bars in [from_ts, to_ts), computed, not stored; NULL leaves an end open';
+
+SET LOCAL search_path TO bqx, pg_temp;

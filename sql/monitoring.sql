@@ -5,6 +5,8 @@
 -- found in the ledger. Within one query it would be the other way round, and such jobs would be found nowhere; that is why
 -- the views call functions.
 
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
 CREATE FUNCTION bqx._may_see_runs_of(role_name name, called_by name) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -262,3 +264,5 @@ SELECT rpad(CASE l.nth WHEN 1 THEN l.label ELSE '' END, 8) || l.line AS line
 COMMENT ON VIEW bqx.dashboard IS 'The latest run on one screen: SELECT * FROM bqx.dashboard \watch 10';
 
 GRANT SELECT ON bqx.runs, bqx.jobs, bqx.progress, bqx.pair_progress, bqx.recent, bqx.storage, bqx.dashboard TO PUBLIC;
+
+SET LOCAL search_path TO bqx, pg_temp;

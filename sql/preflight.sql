@@ -1,3 +1,9 @@
+-- What stands outside functions with a search_path of their own (checks, views, bodies with RETURN) is parsed while this
+-- script runs. Where there is any, it is parsed without bqx in the search_path, so that nothing that someone put into that
+-- schema beforehand, such as an operator that matches better, is taken for PostgreSQL's own. Afterwards it is again as
+-- CREATE EXTENSION set it, for the functions in Rust, whose CREATE names no schema.
+SET LOCAL search_path TO pg_catalog, pg_temp;
+
 -- Before anything is made: whose schema is this, and is anything of an older system in our way?
 DO $preflight$
 DECLARE
@@ -55,3 +61,5 @@ END
 $preflight$;
 
 GRANT USAGE ON SCHEMA bqx TO PUBLIC;
+
+SET LOCAL search_path TO bqx, pg_temp;

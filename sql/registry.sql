@@ -1,5 +1,7 @@
 -- The instruments bqx knows, the baseline of each, and the rows that loads refused.
 
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
 CREATE TABLE bqx.pairs (
     pair text PRIMARY KEY CHECK (pair ~ '^[a-z][a-z0-9]{2,15}$' AND pair <> 'staging'),
     base text,
@@ -129,3 +131,5 @@ BEGIN
     VALUES ($1, $2, $3, $4, $5, role_name);
 END
 $$;
+
+SET LOCAL search_path TO bqx, pg_temp;

@@ -298,6 +298,8 @@ DECLARE
     index_type text := bqx._column_type(derived, 'rate_index');
     m1_index text := CASE WHEN bqx._column_type(m1, 'rate_index') IS NULL THEN 'NULL' ELSE 'rate_index' END;
 BEGIN
+    -- Null faults are those of rows with a bar: a row without one has no place in the series that could say what is to
+    -- be NULL.
     EXECUTE format(
         'WITH bars AS MATERIALIZED ('
         '    SELECT %1$s AS at, %2$s::double precision AS rate_index FROM %3$s WHERE time >= %4$s AND time < %5$s), '
@@ -312,7 +314,6 @@ BEGIN
         '       count(*) FILTER (WHERE bar_at IS NULL), count(*) FILTER (WHERE row_at IS NULL), '
         '       min(at) FILTER (WHERE bar_at IS NULL OR row_at IS NULL), '
         '       count(DISTINCT row_at), '
-        -- a row without a bar has no place in the series that could say what is to be NULL
         '       count(*) FILTER (WHERE null_fault AND bar_at IS NOT NULL), '
         '       min(at) FILTER (WHERE null_fault AND bar_at IS NOT NULL), '
         '       count(*) FILTER (WHERE infinite), min(at) FILTER (WHERE infinite), '

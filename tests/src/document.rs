@@ -45,12 +45,22 @@ pub struct Document {
     pub script: String,
     /// How many blocks that is.
     pub blocks: usize,
-    /// Line and reason of each block that is not to be run.
-    pub not_run: Vec<(usize, String)>,
+    /// Blocks that are not to be run.
+    pub not_run: Vec<NotRun>,
     /// Lines at which a block ends amid a statement, which psql would not notice.
     pub unfinished: Vec<usize>,
     /// What the document says that psql shows.
     pub outputs: Vec<Output>,
+}
+
+/// A block of SQL that is not to be run with the others.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct NotRun {
+    /// Line of its opening fence.
+    pub line: usize,
+    pub reason: String,
+    /// Its lines, for a test that can run them.
+    pub sql: String,
 }
 
 /// A block of text after an SQL block.
@@ -72,6 +82,13 @@ impl Document {
             reader.read(line);
         }
         reader.document()
+    }
+
+    /// The SQL of the only block that is not to be run for this reason.
+    pub fn sql_not_run(&self, reason: &str) -> &str {
+        let blocks: Vec<&NotRun> = self.not_run.iter().filter(|block| block.reason == reason).collect();
+        let [block] = blocks[..] else { panic!("{} blocks are not run because: {reason}", blocks.len()) };
+        &block.sql
     }
 
     /// Picks what psql showed for each of [`Document::outputs`], tidied, out of everything that it printed
@@ -130,6 +147,7 @@ enum Block {
     #[default]
     None,
     Sql,
+    NotRun,
     Output,
     Other,
 }
@@ -152,6 +170,10 @@ impl Reader {
                     text.clone_into(&mut self.last_line);
                 }
             }
+            Block::NotRun => {
+                let block = self.document.not_run.last_mut().expect("opening it has added it");
+                block.sql.extend([line, "\n"]);
+            }
             Block::Output => self.output.push(line.to_owned()),
             Block::Other => {}
         }
@@ -168,8 +190,8 @@ impl Reader {
         let remark = self.remark.take();
         self.block = match (fence, sql, remark) {
             ("```sql", _, Some(Remark::NotRun(reason))) => {
-                self.document.not_run.push((self.here() + 1, reason));
-                Block::Other
+                self.document.not_run.push(NotRun { line: self.here() + 1, reason, sql: String::new() });
+                Block::NotRun
             }
             ("```sql", _, remark) => {
                 self.document.blocks += 1;
@@ -204,7 +226,7 @@ impl Reader {
                 output.text = tidy(lines.iter().map(String::as_str));
                 output.length = lines.len();
             }
-            Block::None | Block::Other => {}
+            Block::None | Block::NotRun | Block::Other => {}
         }
         self.block = Block::None;
     }
@@ -286,7 +308,9 @@ SELECT 2
     #[test]
     fn exclusions_and_unfinished_statements_are_reported_with_their_lines() {
         let document = Document::parse(EXAMPLE);
-        assert_eq!(document.not_run, [(10, "takes hours".to_owned())]);
+        let block = NotRun { line: 10, reason: "takes hours".into(), sql: "CALL everything();\n".into() };
+        assert_eq!(document.not_run, [block]);
+        assert_eq!(document.sql_not_run("takes hours"), "CALL everything();\n");
         assert_eq!(document.unfinished, [14]);
     }
 

@@ -7,6 +7,7 @@ pub mod document;
 pub mod exact;
 pub mod histdata;
 mod psql;
+pub mod python;
 mod session;
 
 use std::io::Write;
@@ -121,6 +122,19 @@ pub fn shared_data(kind: &str) -> Option<PathBuf> {
     let thread = std::thread::current();
     skipped(thread.name().unwrap_or("a test"), "no real bars here");
     None
+}
+
+/// Whether the server has this other extension, which bqx does not need. If not, says that the calling test is
+/// skipped; it should then return.
+pub fn has_extension(name: &str) -> bool {
+    let pg_config = PgConfig::find(None).expect("a PostgreSQL installation");
+    let is_there = pg_config.extension_dir().join(format!("{name}.control")).is_file();
+    if !is_there {
+        let thread = std::thread::current();
+        let reason = format!("PostgreSQL {} has no extension {name} here", pg_config.major);
+        skipped(thread.name().unwrap_or("a test"), &reason);
+    }
+    is_there
 }
 
 /// Says on standard output, past the test runner's capture, that a test was skipped. `cargo xtask test` counts these

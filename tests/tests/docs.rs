@@ -16,8 +16,8 @@ fn main() -> ExitCode {
     let trials = documents().into_iter().map(|(name, path)| {
         let markdown = fs::read_to_string(&path).expect("a readable document");
         let document = Document::parse(&markdown);
-        for (line, reason) in &document.not_run {
-            println!("{name}, line {line}, is not run: {reason}");
+        for block in &document.not_run {
+            println!("{name}, line {}, is not run: {}", block.line, block.reason);
         }
         Trial::test(name.clone(), move || {
             let seen = document.seen(&screen_of(&name, &document)?);

@@ -734,3 +734,59 @@ fn the_servers_other_databases_do_not_matter() {
     });
     assert_eq!(sums[0], sums[1]);
 }
+
+/// Functions and operators in the schema `bqx` that match calls better than those of PostgreSQL do, and raise an error.
+const BETTER_MATCHES: &str = r"
+    CREATE FUNCTION bqx.format(text, text, text, text) RETURNS text LANGUAGE plpgsql
+        AS $$ BEGIN RAISE EXCEPTION 'captured: format'; END $$;
+    DO $do$
+    DECLARE
+        types CONSTANT text[] := '{text,name,varchar,numeric,int4,int8,float8,date,interval,timestamptz}';
+        l text;
+        r text;
+        operator text;
+    BEGIN
+        FOREACH l IN ARRAY types LOOP
+            FOREACH r IN ARRAY types LOOP
+                EXECUTE format('CREATE FUNCTION bqx.captured(%s, %s) RETURNS %1$s LANGUAGE plpgsql AS '
+                               '$$ BEGIN RAISE EXCEPTION ''captured: an operator''; END $$', l, r);
+                FOREACH operator IN ARRAY ARRAY['+', '-', '*', '/', '||', '=', '<>', '<', '>', '~'] LOOP
+                    EXECUTE format('CREATE OPERATOR bqx.%s (leftarg = %s, rightarg = %s, function = bqx.captured)',
+                                   operator, l, r);
+                END LOOP;
+            END LOOP;
+        END LOOP;
+    END
+    $do$";
+
+#[test]
+fn what_lies_in_the_schema_captures_nothing_of_the_extension() {
+    let (db, mut session, _) = older_database("captured");
+    run_each(&mut session, &[BETTER_MATCHES, "CREATE EXTENSION bqx"]);
+    let captures = "SELECT pg_describe_object(d.classid, d.objid, d.objsubid), pg_describe_object(d.refclassid, d.refobjid, 0) \
+                      FROM pg_depend AS d \
+                     WHERE d.classid <> 'pg_operator'::regclass AND (d.refclassid, d.refobjid) IN ( \
+                           SELECT 'pg_operator'::regclass, oid FROM pg_operator WHERE oprnamespace = 'bqx'::regnamespace \
+                           UNION ALL SELECT 'pg_proc'::regclass, oid FROM pg_proc \
+                            WHERE oid IN ('bqx.format(text, text, text, text)'::regprocedure) OR proname = 'captured')";
+    assert_eq!(rows(&mut session, captures), [""; 0]);
+    for stage in [
+        "CALL bqx.simulate_m1('{eurusd}', '2024-07-01', '2024-07-01')",
+        "CALL bqx.run_pipeline(workers => 1)",
+    ] {
+        run(&mut db.connect(), stage);
+    }
+    for view in ["runs", "jobs", "progress", "pair_progress", "recent", "storage", "dashboard"] {
+        assert_ne!(rows(&mut session, &format!("SELECT * FROM bqx.{view}")), [""; 0], "{view}");
+    }
+}
+
+#[test]
+fn everything_of_the_extension_lies_in_its_schema() {
+    let (_db, mut session, _) = older_database("own_schema");
+    run(&mut session, "CREATE EXTENSION bqx");
+    let elsewhere = "SELECT pg_describe_object(classid, objid, 0) FROM pg_depend, pg_identify_object(classid, objid, 0) AS o \
+                      WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e' AND o.schema <> 'bqx' \
+                        AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'bqx')";
+    assert_eq!(rows(&mut session, elsewhere), [""; 0]);
+}

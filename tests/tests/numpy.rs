@@ -9,47 +9,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use bqx_tests::{Db, server, shared_data, skipped};
+use bqx_tests::python::{environment, has_module, no_python, python};
+use bqx_tests::{Db, server, shared_data};
 use common::{row, run};
-use pgcluster::{target_dir, workspace_root};
+use pgcluster::workspace_root;
 use postgres::Client;
 
-/// A Python with numpy: the usual one, or one of an environment under `target`, made for the purpose. None where
-/// neither can be had.
+/// A Python with numpy: the usual one, or one of an environment made for the purpose. None where neither can be had.
 fn python_with_numpy() -> Option<&'static Path> {
     static PYTHON: OnceLock<Option<PathBuf>> = OnceLock::new();
     PYTHON
         .get_or_init(|| {
-            let usual = PathBuf::from("python3");
-            if succeeds(Command::new(&usual).args(["-c", "import numpy"])) {
-                return Some(usual);
-            }
-            let environment = target_dir().join("numpy-environment");
-            let python = environment.join("bin/python3");
-            let has_numpy = |python: &Path| succeeds(Command::new(python).args(["-c", "import numpy"]));
-            if !has_numpy(&python) {
-                let _ = std::fs::remove_dir_all(&environment);
-                succeeds(Command::new("python3").args(["-m", "venv"]).arg(&environment));
-                succeeds(Command::new(&python).args(["-m", "pip", "install", "--quiet", "numpy"]));
-            }
-            has_numpy(&python).then_some(python)
+            let usual = python().filter(|python| has_module(python, "numpy"));
+            usual.or_else(|| environment("numpy", &["numpy"]))
         })
         .as_deref()
-}
-
-fn python() -> Option<&'static Path> {
-    let usual = Path::new("python3");
-    succeeds(Command::new(usual).arg("--version")).then_some(usual)
-}
-
-fn succeeds(command: &mut Command) -> bool {
-    command.output().is_ok_and(|output| output.status.success())
-}
-
-/// Says that the calling test is skipped.
-fn no_python(what: &str) {
-    let thread = std::thread::current();
-    skipped(thread.name().unwrap_or("a test"), &format!("no {what} here, and none could be installed"));
 }
 
 /// Writes a query's rows in PostgreSQL's binary COPY format, which loses no bit.
@@ -172,7 +146,7 @@ fn numpy_agrees_over_a_whole_real_pair() {
 fn exact_fractions_agree_on_simulated_pairs() {
     let Some(python) = python() else { return no_python("python3") };
     for pair in ["eurusd", "usdjpy"] {
-        compare(python, "fractions", simulated(), pair);
+        compare(&python, "fractions", simulated(), pair);
     }
 }
 
@@ -180,7 +154,7 @@ fn exact_fractions_agree_on_simulated_pairs() {
 fn exact_fractions_agree_on_a_real_pair() {
     let Some(python) = python() else { return no_python("python3") };
     if let Some(db) = real("eurusd") {
-        compare(python, "fractions", db, "eurusd");
+        compare(&python, "fractions", db, "eurusd");
     }
 }
 
@@ -190,7 +164,7 @@ fn python_sees_a_wrong_value() {
     let sees = |how: &str, table: &str, column: &str, value: &str| {
         let columns = format!("rate_index,{column}");
         let values = format!("rate_index, {value}");
-        let python = if how == "numpy" { python_with_numpy() } else { Some(python) };
+        let python = if how == "numpy" { python_with_numpy() } else { Some(python.as_path()) };
         let Some(python) = python else { return };
         let (agrees, said) = said_by_python(python, how, simulated(), table, &columns, &values);
         assert!(!agrees && said.contains("differ"), "{value} of {table}, {how}: {said}");

@@ -44,18 +44,65 @@ pub fn prepare(shell: &Shell, explicit: Option<&Path>, purpose: Purpose) -> Resu
     shell.set_var("PGRX_PG_CONFIG_PATH", &found.path);
     // Without this, cargo-pgrx builds everything a second time with another linker flag, which nothing here needs.
     shell.set_var("CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND", "1");
+    if purpose == Purpose::Test {
+        install_other_extensions(shell, &found);
+    }
     Ok(found)
+}
+
+/// Extensions that bqx is tried beside, and what Debian's packages of them are called after `postgresql-15-`.
+const OTHER_EXTENSIONS: [(&str, &str); 2] = [("pg_cron", "cron"), ("pg_partman", "partman")];
+
+/// Installs [`OTHER_EXTENSIONS`] where that is possible without asking anybody. Where it isn't, their tests are skipped.
+fn install_other_extensions(shell: &Shell, found: &PgConfig) {
+    let missing = missing_extensions(found);
+    let is_packaged = found.bindir.starts_with("/usr/lib/postgresql");
+    let (false, true, true, Some(as_root)) =
+        (missing.is_empty(), is_packaged, on_path("apt-get"), root_without_password(shell))
+    else {
+        return;
+    };
+    console::headline("packages of other extensions");
+    if !missing.iter().all(|package| is_available(shell, package)) {
+        let _ = cmd!(shell, "{as_root} apt-get update --quiet").run();
+    }
+    for package in missing.into_iter().filter(|package| is_available(shell, package)) {
+        let install = cmd!(shell, "{as_root} sh -eu -c {INSTALL} install {package}").quiet();
+        if let Err(error) = install.run() {
+            println!("{package} cannot be installed: {error}");
+        }
+    }
+}
+
+/// The packages of [`OTHER_EXTENSIONS`] that this PostgreSQL has not got.
+fn missing_extensions(found: &PgConfig) -> Vec<String> {
+    let is_missing = |extension: &str| !found.extension_dir().join(format!("{extension}.control")).is_file();
+    OTHER_EXTENSIONS
+        .into_iter()
+        .filter(|(extension, _)| is_missing(extension))
+        .map(|(_, package)| format!("postgresql-{}-{package}", found.major))
+        .collect()
+}
+
+/// Whether apt has this package.
+fn is_available(shell: &Shell, package: &str) -> bool {
+    let policy = cmd!(shell, "apt-cache policy {package}").quiet().ignore_stderr().read();
+    policy.is_ok_and(|policy| candidate(&policy).is_some())
 }
 
 /// The program to run commands as root with: sudo, or `env` where we are root. None where we may not.
 pub fn root_runner(shell: &Shell) -> Option<&'static str> {
+    let with_password = || on_path("sudo") && std::io::stdin().is_terminal();
+    root_without_password(shell).or_else(|| with_password().then_some("sudo"))
+}
+
+/// The same where nobody has to be asked.
+fn root_without_password(shell: &Shell) -> Option<&'static str> {
     if rustix::process::geteuid().is_root() {
         return Some("env");
     }
-    let without_password =
-        || cmd!(shell, "sudo -n true").quiet().ignore_stdout().ignore_stderr().run().is_ok();
-    let with_password = || std::io::stdin().is_terminal();
-    (on_path("sudo") && (without_password() || with_password())).then_some("sudo")
+    let may_run = || cmd!(shell, "sudo -n true").quiet().ignore_stdout().ignore_stderr().run().is_ok();
+    (on_path("sudo") && may_run()).then_some("sudo")
 }
 
 /// Something that has to be there.
@@ -146,10 +193,14 @@ fn packaged_server(shell: &Shell) -> Result<u32> {
     }
 }
 
-/// The major version out of a line like `  Candidate: 15+248+deb12u1`.
-fn candidate_major(policy: &str) -> Option<u32> {
+/// The version out of a line like `  Candidate: 15+248+deb12u1`.
+fn candidate(policy: &str) -> Option<&str> {
     let candidate = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate:"))?;
-    let digits: String = candidate.trim().chars().take_while(char::is_ascii_digit).collect();
+    Some(candidate.trim()).filter(|version| *version != "(none)")
+}
+
+fn candidate_major(policy: &str) -> Option<u32> {
+    let digits: String = candidate(policy)?.chars().take_while(char::is_ascii_digit).collect();
     digits.parse().ok()
 }
 
@@ -194,7 +245,9 @@ mod tests {
     #[test]
     fn the_distributions_version_is_read_from_apt() {
         let policy = "postgresql:\n  Installed: (none)\n  Candidate: 15+248+deb12u1\n  Version table:\n";
+        assert_eq!(candidate(policy), Some("15+248+deb12u1"));
         assert_eq!(candidate_major(policy), Some(15));
+        assert_eq!(candidate("postgresql:\n  Candidate: (none)\n"), None);
         assert_eq!(candidate_major("postgresql:\n  Candidate: (none)\n"), None);
         assert_eq!(candidate_major(""), None);
     }

@@ -29,6 +29,8 @@ enum Part {
     Core,
     /// The committed install script is up to date
     Schema,
+    /// Names in the install script can't be taken for others' objects
+    Security,
     /// Tests that run inside the server
     Pg,
     /// tests/sql against tests/expected, and the SQL in the documents
@@ -39,7 +41,8 @@ enum Part {
 
 /// In this order: what fails fastest comes first, and the tests inside the server, which install a build with
 /// themselves in it, come before those that need the real one.
-const ALL: [Part; 6] = [Part::Lint, Part::Core, Part::Schema, Part::Pg, Part::Sql, Part::Integration];
+const ALL: [Part; 7] =
+    [Part::Lint, Part::Core, Part::Schema, Part::Security, Part::Pg, Part::Sql, Part::Integration];
 
 impl Part {
     fn title(self) -> &'static str {
@@ -47,6 +50,7 @@ impl Part {
             Self::Lint => "lint",
             Self::Core => "core tests",
             Self::Schema => "install script",
+            Self::Security => "security",
             Self::Pg => "tests inside PostgreSQL",
             Self::Sql => "SQL and documents",
             Self::Integration => "integration tests",
@@ -106,21 +110,20 @@ impl Tests<'_> {
             }
             Part::Schema => schema::check(shell, &self.pg_config),
             Part::Pg => self.inside_postgres(),
-            Part::Sql => {
-                let targets = ["--test", "sql_files", "--test", "docs"];
-                self.count(cmd!(
-                    shell,
-                    "cargo test --no-fail-fast --package bqx-tests {targets...} {filter...}"
-                ))
-            }
+            Part::Security => self.test_programs(&["--test", "security"]),
+            Part::Sql => self.test_programs(&["--test", "sql_files", "--test", "docs"]),
             Part::Integration => {
                 let targets = integration_targets(shell)?;
-                self.count(cmd!(
-                    shell,
-                    "cargo test --no-fail-fast --package bqx-tests --lib {targets...} {filter...}"
-                ))
+                let targets = targets.iter().map(String::as_str);
+                self.test_programs(&["--lib"].into_iter().chain(targets).collect::<Vec<_>>())
             }
         }
+    }
+
+    /// Runs programs of tests/.
+    fn test_programs(&mut self, targets: &[&str]) -> Result<()> {
+        let (shell, filter) = (self.shell, self.filter);
+        self.count(cmd!(shell, "cargo test --no-fail-fast --package bqx-tests {targets...} {filter...}"))
     }
 
     fn lint(&self) -> Result<()> {
@@ -185,13 +188,13 @@ impl Tests<'_> {
     }
 }
 
-/// `--test NAME` for each test program of tests/tests but those that [`Part::Sql`] runs.
+/// `--test NAME` for each test program of tests/tests but those that [`Part::Security`] and [`Part::Sql`] run.
 fn integration_targets(shell: &Shell) -> Result<Vec<String>> {
     let mut targets = Vec::new();
     for file in shell.read_dir("tests/tests")? {
         let name = file.file_stem().context("files have names")?.to_string_lossy().into_owned();
         let is_program = file.extension().is_some_and(|extension| extension == "rs");
-        if is_program && !["sql_files", "docs"].contains(&&*name) {
+        if is_program && !["security", "sql_files", "docs"].contains(&&*name) {
             targets.extend(["--test".to_owned(), name]);
         }
     }
