@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bqx_tests::{Db, error_of, own_server};
-use common::{attempt, row, rows, run, run_each};
+use common::{attempt, checksums, row, rows, run, run_each};
 use pgcluster::Cluster;
 use postgres::Client;
 
@@ -51,26 +51,6 @@ fn filled(name: &str) -> Db<'static> {
     let db = prepared(name);
     run_each(&mut db.connect(), &["CALL bqx.create_tables()", "CALL bqx.backfill(workers => 0)"]);
     db
-}
-
-/// A checksum of each data table over all rows and all columns of ours but created_at, as `table rows checksum`.
-fn checksums(db: &Db) -> Vec<String> {
-    let mut session = db.connect();
-    let tables = rows(
-        &mut session,
-        "SELECT c.relname, string_agg(quote_ident(a.attname), ', ' ORDER BY a.attname) \
-           FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
-          WHERE c.relnamespace = 'bqx'::regnamespace AND c.relname ~ '^(m1|bqx|reg)_(eurusd|usdjpy)$' \
-            AND a.attname NOT IN ('created_at', 'note') \
-          GROUP BY 1 ORDER BY 1",
-    );
-    let checksum = |table: &String| {
-        let (name, columns) = table.split_once('|').unwrap();
-        let query =
-            format!("SELECT count(*), sum(hash_record_extended(ROW({columns}), 0)) FROM bqx.{name} AS t");
-        format!("{name} {}", row(&mut session, &query))
-    };
-    tables.iter().map(checksum).collect()
 }
 
 /// What a backfill of the prepared bars must give, however it is called.
