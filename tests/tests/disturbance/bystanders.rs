@@ -1,5 +1,6 @@
 //! Who else is in the database while backfills are disturbed: a reader, and what keeps tables tidy.
 
+use std::collections::VecDeque;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
@@ -37,26 +38,46 @@ impl Curfew {
 
 /// What a month may hold, in the eyes of whoever looks at any time: before or after each round.
 #[derive(Default)]
-pub struct History(RwLock<Vec<[Contents; 2]>>);
+pub struct History(RwLock<Rounds>);
+
+#[derive(Default)]
+struct Rounds {
+    forgotten: usize,
+    recent: VecDeque<[Contents; 2]>,
+}
 
 impl History {
+    /// More than there are during a look.
+    const REMEMBERED: usize = 100;
+
     /// To be called before anybody can see what the round begins with.
     pub fn add_round(&self, before: Contents, computed: Contents) {
-        self.0.write().expect("nobody panics with it").push([before, computed]);
+        let mut rounds = self.0.write().expect("nobody panics with it");
+        rounds.recent.push_back([before, computed]);
+        if rounds.recent.len() > Self::REMEMBERED {
+            rounds.recent.pop_front();
+            rounds.forgotten += 1;
+        }
     }
 
     /// A point in time, for [`History::torn`]. The last round's beginning may not be visible yet.
-    fn now(&self) -> usize {
-        self.0.read().expect("nobody panics with it").len().saturating_sub(2)
+    pub fn now(&self) -> usize {
+        let rounds = self.0.read().expect("nobody panics with it");
+        rounds.forgotten + rounds.recent.len().saturating_sub(2)
     }
 
     /// The first of some months that held this at no time from `since` on.
-    fn torn(&self, since: usize, seen: &Contents, months: impl Iterator<Item = Month>) -> Option<Month> {
+    pub fn torn(
+        &self,
+        since: usize,
+        seen: &Contents,
+        mut months: impl Iterator<Item = Month>,
+    ) -> Option<Month> {
         let rounds = self.0.read().expect("nobody panics with it");
-        let was_so = |month: Month| {
-            rounds[since..].iter().flatten().any(|contents| contents.of(month) == seen.of(month))
-        };
-        months.into_iter().find(|&month| !was_so(month))
+        let since = since.checked_sub(rounds.forgotten).expect("a look is shorter than that");
+        months.find(|&month| {
+            !rounds.recent.range(since..).flatten().any(|contents| contents.of(month) == seen.of(month))
+        })
     }
 }
 

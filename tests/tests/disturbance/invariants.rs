@@ -16,11 +16,18 @@ pub struct Round<'a> {
     pub last_run: i64,
 }
 
-pub fn violations(control: &mut Client, round: &Round<'_>, reports: &[Report]) -> Result<Vec<String>> {
+/// Given how all calls ended, and how those did that had nothing to do with the disturbance.
+pub fn violations(
+    control: &mut Client,
+    round: &Round<'_>,
+    reports: &[Report],
+    innocent: &[Report],
+) -> Result<Vec<String>> {
     let found = [
         torn_months(round),
         misrecorded_months(control, round)?,
         unkept_promises(round, reports),
+        innocent_victims(innocent),
         unfinished_business(control)?,
         failed_jobs(control, round)?,
         leftovers(control)?,
@@ -78,6 +85,12 @@ fn unkept_promises(round: &Round<'_>, reports: &[Report]) -> Vec<String> {
     broken
 }
 
+/// The end of one run is no end of another.
+fn innocent_victims(innocent: &[Report]) -> Vec<String> {
+    let failed = innocent.iter().filter(|report| !report.succeeded);
+    failed.map(|report| format!("another call failed: {}", report.call)).collect()
+}
+
 /// Nothing runs, to the ledger, and nothing is locked.
 pub fn unfinished_business(control: &mut Client) -> Result<Vec<String>> {
     let running = "SELECT concat_ws(' ', 'shown as running: run', run_id) FROM bqx.runs WHERE state = 'running' UNION ALL \
@@ -87,12 +100,12 @@ pub fn unfinished_business(control: &mut Client) -> Result<Vec<String>> {
            FROM bqx.runs AS r JOIN bqx.jobs AS j USING (run_id) \
           WHERE r.finished_at IS NOT NULL AND j.state IN ('pending', 'running') UNION ALL \
          SELECT concat_ws(' ', 'advisory lock held:', classid, objid, mode, 'by process', pid) FROM pg_locks \
-          WHERE locktype = 'advisory'";
+          WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
     Ok(try_rows(control, running)?)
 }
 
 /// No disturbance of ours is a reason for a job to fail.
-fn failed_jobs(control: &mut Client, round: &Round<'_>) -> Result<Vec<String>> {
+pub fn failed_jobs(control: &mut Client, round: &Round<'_>) -> Result<Vec<String>> {
     let failed = format!(
         "SELECT concat_ws(' ', 'failed:', family, pair, month, error) FROM bqx.jobs \
           WHERE state = 'failed' AND run_id > {}",

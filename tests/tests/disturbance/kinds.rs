@@ -67,6 +67,11 @@ impl Kind {
         )
     }
 
+    /// Whether other runs have nothing to do with it.
+    pub fn spares_other_runs(self) -> bool {
+        self.needs_caller() && !self.crashes_the_server()
+    }
+
     /// Strikes; false if there was nothing to strike any more. `lot` chooses among several workers.
     pub fn strike(
         self,

@@ -7,12 +7,13 @@
 //!
 //! What happens follows from a seed; when it happens, to the instant, does not.
 
-pub mod bystanders;
+mod bystanders;
 mod calls;
 mod changes;
-pub mod invariants;
+mod checks_see;
+mod invariants;
 mod kinds;
-pub mod months;
+mod months;
 pub mod scene;
 mod tally;
 mod trial;

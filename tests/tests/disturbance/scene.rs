@@ -73,13 +73,10 @@ impl<'a> Scene<'a> {
         Ok(self.log()?.matches("not properly shut down; automatic recovery in progress").count())
     }
 
-    /// Lines of the server's log that no disturbance of ours explains.
-    pub fn alarming_log_lines(&self) -> Result<Vec<String>> {
-        const ALARMING: [&str; 6] =
-            ["PANIC:", "TRAP:", "by signal 6", "by signal 11", "deadlock detected", "XX0"];
+    /// Errors in the server's log that no disturbance of ours explains. The log has to be verbose, for the SQLSTATEs.
+    pub fn unexplained_errors(&self) -> Result<Vec<String>> {
         let log = self.log()?;
-        let lines = log.lines().filter(|line| ALARMING.iter().any(|alarm| line.contains(alarm)));
-        Ok(lines.map(str::to_owned).collect())
+        Ok(log.lines().filter(|line| is_unexplained(line)).map(str::to_owned).collect())
     }
 
     fn log(&self) -> Result<String> {
@@ -96,4 +93,48 @@ pub fn workers(control: &mut Client) -> Result<Vec<i32>> {
          ORDER BY backend_start, pid",
     )?;
     pids.iter().map(|pid| Ok(pid.parse()?)).collect()
+}
+
+/// SQLSTATEs of errors that disturbances lead to.
+const EXPLAINED: [&str; 9] = [
+    "57014", // cancelled, or an autovacuum made way
+    "57P01", // terminated
+    "57P02", // another process of the server crashed
+    "57P03", // not accepting connections yet
+    "08006", // the client is gone
+    "08P01", // the same, in the middle of a message
+    "25P02", // the same
+    "55000", // the worker ended early, as the call says
+    "F0001", // the killed server's processes have not all ended yet
+];
+
+/// Whether a line of a verbose log is about an error that is none of [`EXPLAINED`].
+fn is_unexplained(line: &str) -> bool {
+    let code = |severity: &str| line.split_once(severity).map(|(_, rest)| rest.trim_start());
+    let crash = ["TRAP:", "by signal 6", "by signal 11"].iter().any(|sign| line.contains(sign));
+    let error = ["ERROR:  ", "FATAL:  ", "PANIC:  "].iter().find_map(|severity| code(severity));
+    crash || error.is_some_and(|rest| !EXPLAINED.iter().any(|code| rest.starts_with(code)))
+}
+
+#[test]
+fn errors_that_nobody_caused_are_told_from_the_others() {
+    for (line, unexplained) in [
+        (
+            "2024-07-01 12:00:00.000 UTC [42] LOG:  00000: database system is ready to accept connections",
+            false,
+        ),
+        ("2024-07-01 12:00:00.000 UTC [42] ERROR:  57014: canceling statement due to user request", false),
+        ("2024-07-01 12:00:00.000 UTC [42] ERROR:  40P01: deadlock detected", true),
+        ("2024-07-01 12:00:00.000 UTC [42] PANIC:  XX000: could not open file", true),
+        (
+            "2024-07-01 12:00:00.000 UTC [1] LOG:  00000: server process (PID 42) was terminated by signal 9: Killed",
+            false,
+        ),
+        (
+            "2024-07-01 12:00:00.000 UTC [1] LOG:  00000: server process (PID 42) was terminated by signal 11",
+            true,
+        ),
+    ] {
+        assert_eq!(is_unexplained(line), unexplained, "{line}");
+    }
 }
