@@ -1,6 +1,7 @@
 //! Backfills that are killed, cancelled and abandoned, and servers that crash under them: see [`disturbance`].
 //!
-//! `BQX_SEED` repeats what a seed led to; `BQX_SOAK_MINUTES` goes on for so long (`cargo xtask soak` sets both).
+//! `BQX_SEED` repeats what a seed led to; `BQX_SOAK_MINUTES` goes on for so long (`cargo xtask soak` sets both);
+//! `BQX_KEEP_CLUSTERS` leaves the server for whoever has to find out what happened.
 
 mod common;
 mod disturbance;

@@ -13,7 +13,7 @@ use super::calls::Caller;
 use super::scene::{Scene, workers};
 use crate::common::try_rows;
 
-/// A new kind is a variant, its place in [`Kind::ALL`], its name, and its strike.
+/// A new kind is a variant, its place in [`Kind::ALL`], what it needs and spares, its strike, and its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     KillWorker,

@@ -96,14 +96,11 @@ pub fn workers(control: &mut Client) -> Result<Vec<i32>> {
 }
 
 /// SQLSTATEs of errors that disturbances lead to.
-const EXPLAINED: [&str; 9] = [
+const EXPLAINED: [&str; 6] = [
     "57014", // cancelled, or an autovacuum made way
     "57P01", // terminated
-    "57P02", // another process of the server crashed
-    "57P03", // not accepting connections yet
+    "57P03", // not accepting connections, or not yet
     "08006", // the client is gone
-    "08P01", // the same, in the middle of a message
-    "25P02", // the same
     "55000", // the worker ended early, as the call says
     "F0001", // the killed server's processes have not all ended yet
 ];
