@@ -2587,6 +2587,7 @@ CREATE FUNCTION bqx._write_month_plainly(
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET enable_nestloop = off  -- no statistics tell the planner how many rows are computed
+SET jit = off  -- nor that compiling the statement would take longer than running it
 AS $$
 DECLARE
     own record := bqx._own_columns(family, derived);

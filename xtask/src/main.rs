@@ -8,6 +8,7 @@ mod data;
 mod demo;
 mod schema;
 mod setup;
+mod soak;
 mod test;
 mod watch;
 
@@ -40,6 +41,13 @@ enum Command {
     Schema(schema::SchemaArgs),
     /// Benchmarks in PostgreSQL
     Bench(bench::BenchArgs),
+    /// Backfills that are killed, cancelled and crashed at random, for as long as wanted
+    ///
+    /// Builds the extension and installs it as `test` does, then goes on with the crash test of tests/tests/crashes.rs:
+    /// in a private throw-away cluster, while others read and vacuum, backfills and the server under them are
+    /// disturbed over and over, and everything stored is compared with what it ought to be. Prints the seed, each
+    /// round, and the figures of all. A plain `test` does the same for about a minute.
+    Soak(soak::SoakArgs),
 }
 
 fn main() -> ExitCode {
@@ -59,5 +67,6 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Test(args) => test::command(&shell, pg_config, &args),
         Command::Schema(args) => schema::command(&shell, pg_config, &args),
         Command::Bench(args) => bench::command(&shell, pg_config, &args),
+        Command::Soak(args) => soak::command(&shell, pg_config, &args),
     }
 }

@@ -28,7 +28,12 @@ pub fn attempt(session: &mut Client, sql: &str) -> Result<(), SqlError> {
 
 /// A query's rows, each as its columns' texts with `|` between.
 pub fn rows(session: &mut Client, query: &str) -> Vec<String> {
-    let messages = session.simple_query(query).unwrap_or_else(|error| panic!("{query}\n{error:?}"));
+    try_rows(session, query).unwrap_or_else(|error| panic!("{query}\n{error:?}"))
+}
+
+/// The same where the query may fail, or the server end meanwhile.
+pub fn try_rows(session: &mut Client, query: &str) -> Result<Vec<String>, postgres::Error> {
+    let messages = session.simple_query(query)?;
     let texts = messages.iter().filter_map(|message| match message {
         SimpleQueryMessage::Row(row) => {
             let columns: Vec<&str> = (0..row.len()).map(|i| row.get(i).unwrap_or("NULL")).collect();
@@ -36,7 +41,7 @@ pub fn rows(session: &mut Client, query: &str) -> Vec<String> {
         }
         _ => None,
     });
-    texts.collect()
+    Ok(texts.collect())
 }
 
 /// The only row of a query, as [`rows`] has it.
@@ -83,4 +88,24 @@ pub fn checksum(db: &Db, query: &str) -> String {
         &mut session,
         &format!("SELECT count(*), md5(string_agg(t::text, ',' ORDER BY t::text)) FROM ({query}) AS t"),
     )
+}
+
+/// A checksum of each data table over all rows and all columns of ours but created_at, as `table rows checksum`.
+pub fn checksums(db: &Db) -> Vec<String> {
+    let mut session = db.connect();
+    let tables = rows(
+        &mut session,
+        "SELECT c.relname, string_agg(quote_ident(a.attname), ', ' ORDER BY a.attname) \
+           FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+          WHERE c.relnamespace = 'bqx'::regnamespace AND c.relname ~ '^(m1|bqx|reg)_[a-z]{6}$' \
+            AND a.attname NOT IN ('created_at', 'note') \
+          GROUP BY 1 ORDER BY 1",
+    );
+    let checksum = |table: &String| {
+        let (name, columns) = table.split_once('|').unwrap();
+        let query =
+            format!("SELECT count(*), sum(hash_record_extended(ROW({columns}), 0)) FROM bqx.{name} AS t");
+        format!("{name} {}", row(&mut session, &query))
+    };
+    tables.iter().map(checksum).collect()
 }

@@ -10,7 +10,7 @@ use bqx_tests::{Db, own_server};
 use pgcluster::Cluster;
 use postgres::Client;
 
-use crate::common::{row, rows, run, run_each};
+use crate::common::{checksums, row, rows, run, run_each};
 
 /// Two pairs, three months, every tenth minute of a simulated market: about 3,100 bars a month, indexed. The baseline
 /// of usdjpy lies in the second month. No derived tables.
@@ -50,26 +50,6 @@ pub fn filled(name: &str) -> Db<'static> {
     let db = prepared(name);
     run_each(&mut db.connect(), &["CALL bqx.create_tables()", "CALL bqx.backfill(workers => 0)"]);
     db
-}
-
-/// A checksum of each data table over all rows and all columns of ours but created_at, as `table rows checksum`.
-pub fn checksums(db: &Db) -> Vec<String> {
-    let mut session = db.connect();
-    let tables = rows(
-        &mut session,
-        "SELECT c.relname, string_agg(quote_ident(a.attname), ', ' ORDER BY a.attname) \
-           FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
-          WHERE c.relnamespace = 'bqx'::regnamespace AND c.relname ~ '^(m1|bqx|reg)_(eurusd|usdjpy)$' \
-            AND a.attname NOT IN ('created_at', 'note') \
-          GROUP BY 1 ORDER BY 1",
-    );
-    let checksum = |table: &String| {
-        let (name, columns) = table.split_once('|').unwrap();
-        let query =
-            format!("SELECT count(*), sum(hash_record_extended(ROW({columns}), 0)) FROM bqx.{name} AS t");
-        format!("{name} {}", row(&mut session, &query))
-    };
-    tables.iter().map(checksum).collect()
 }
 
 /// What a backfill of the prepared bars must give, however it is called.

@@ -1,0 +1,178 @@
+//! The kinds of disturbance, and how each strikes a backfill that runs.
+
+use std::fmt;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use pgcluster::StopMode;
+use postgres::Client;
+
+use super::BETWEEN_LOOKS;
+use super::calls::Caller;
+use super::scene::{Scene, workers};
+use crate::common::try_rows;
+
+/// A new kind is a variant, its place in [`Kind::ALL`], what it needs and spares, its strike, and its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    KillWorker,
+    KillCallingBackend,
+    KillPostmaster,
+    StopImmediately,
+    RestartFast,
+    TerminateCaller,
+    TerminateWorker,
+    CancelCaller,
+    InterruptClient,
+    KillClient,
+    CancelRun,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 11] = [
+        Kind::KillWorker,
+        Kind::KillCallingBackend,
+        Kind::KillPostmaster,
+        Kind::StopImmediately,
+        Kind::RestartFast,
+        Kind::TerminateCaller,
+        Kind::TerminateWorker,
+        Kind::CancelCaller,
+        Kind::InterruptClient,
+        Kind::KillClient,
+        Kind::CancelRun,
+    ];
+
+    /// Whether there has to be a worker to strike.
+    pub fn needs_worker(self) -> bool {
+        matches!(self, Self::KillWorker | Self::TerminateWorker)
+    }
+
+    /// Whether there has to be a call that has not returned.
+    pub fn needs_caller(self) -> bool {
+        matches!(
+            self,
+            Self::KillCallingBackend
+                | Self::TerminateCaller
+                | Self::CancelCaller
+                | Self::InterruptClient
+                | Self::KillClient
+        )
+    }
+
+    /// Whether the server recovers from its write-ahead log afterwards.
+    pub fn crashes_the_server(self) -> bool {
+        matches!(
+            self,
+            Self::KillWorker | Self::KillCallingBackend | Self::KillPostmaster | Self::StopImmediately
+        )
+    }
+
+    /// Whether other runs have nothing to do with it.
+    pub fn spares_other_runs(self) -> bool {
+        self.needs_caller() && !self.crashes_the_server()
+    }
+
+    /// Strikes; false if there was nothing to strike any more. `lot` chooses among several workers.
+    pub fn strike(
+        self,
+        scene: &Scene,
+        control: &mut Client,
+        caller: &mut Caller,
+        lot: usize,
+    ) -> Result<bool> {
+        if self == Self::CancelRun {
+            return cancel_run(control);
+        }
+        let victim = if self.needs_worker() {
+            a_worker(control, caller, lot)?
+        } else if self.needs_caller() {
+            caller.backend(control)?
+        } else {
+            a_worker(control, caller, lot)?.or(caller.backend(control)?)
+        };
+        let Some(pid) = victim else { return Ok(false) };
+        match self {
+            Self::KillWorker | Self::KillCallingBackend => return kill(scene, control, pid),
+            Self::KillPostmaster => {
+                scene.server.kill_postmaster()?;
+                scene.server.start_again()?;
+            }
+            Self::StopImmediately => {
+                scene.server.stop(StopMode::Immediate)?;
+                scene.server.start_again()?;
+            }
+            Self::RestartFast => scene.server.restart()?,
+            Self::TerminateCaller | Self::TerminateWorker => {
+                return signal(control, "pg_terminate_backend", pid);
+            }
+            Self::CancelCaller => return signal(control, "pg_cancel_backend", pid),
+            Self::InterruptClient => caller.interrupt()?,
+            Self::KillClient => caller.kill()?,
+            Self::CancelRun => unreachable!("it strikes no process"),
+        }
+        Ok(true)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::KillWorker => "kill -9 of a worker",
+            Self::KillCallingBackend => "kill -9 of the calling backend",
+            Self::KillPostmaster => "kill -9 of the postmaster",
+            Self::StopImmediately => "pg_ctl stop -m immediate",
+            Self::RestartFast => "pg_ctl restart -m fast",
+            Self::TerminateCaller => "pg_terminate_backend of the caller",
+            Self::TerminateWorker => "pg_terminate_backend of a worker",
+            Self::CancelCaller => "pg_cancel_backend of the caller",
+            Self::InterruptClient => "Ctrl-C at the client",
+            Self::KillClient => "kill -9 of the client",
+            Self::CancelRun => "bqx.cancel",
+        })
+    }
+}
+
+/// A worker's process. Where the call has just begun and is to have workers, waits until there is one.
+fn a_worker(control: &mut Client, caller: &mut Caller, lot: usize) -> Result<Option<i32>> {
+    loop {
+        let over = caller.call.workers == 0 || caller.has_ended()?;
+        let pids = workers(control)?;
+        if over || !pids.is_empty() {
+            return Ok(pids.get(lot % pids.len().max(1)).copied());
+        }
+        sleep(BETWEEN_LOOKS);
+    }
+}
+
+/// Kills a process of the server, and waits until the server has noticed and ended all sessions: before that, a new
+/// session might still get in and be ended, too. False if the process had ended by itself in that instant.
+fn kill(scene: &Scene, control: &mut Client, pid: i32) -> Result<bool> {
+    const TO_NOTICE: Duration = Duration::from_secs(20);
+    if scene.server.kill_backend(pid).is_err() {
+        return Ok(false);
+    }
+    let give_up = Instant::now() + TO_NOTICE;
+    while control.batch_execute("SELECT").is_ok() {
+        if Instant::now() > give_up {
+            return Ok(false);
+        }
+        sleep(BETWEEN_LOOKS);
+    }
+    Ok(true)
+}
+
+/// Sends a signal through SQL; false if its receiver is gone.
+fn signal(control: &mut Client, function: &str, pid: i32) -> Result<bool> {
+    Ok(try_rows(control, &format!("SELECT {function}({pid})"))? == ["t"])
+}
+
+/// Cancels the run that has gone on for longest; false if none goes on.
+fn cancel_run(control: &mut Client) -> Result<bool> {
+    let oldest = "SELECT min(run_id) FROM bqx.runs WHERE state = 'running'";
+    Ok(try_rows(
+        control,
+        &format!("SELECT bqx.cancel(run_id) FROM ({oldest}) AS r (run_id) WHERE run_id IS NOT NULL"),
+    )? == ["t"])
+}
