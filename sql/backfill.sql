@@ -214,11 +214,11 @@ BEGIN
     ELSIF outcome.failures IS NOT NULL THEN
         RAISE EXCEPTION USING
             -- one kind of trouble keeps its own code, so that callers can tell what it was
-            ERRCODE = coalesce(outcome.error_code, 'P0001'),
+            ERRCODE = coalesce(outcome.common_code, 'P0001'),
             MESSAGE = format('%s of %s jobs of run %s failed; the others are done',
                              cardinality(outcome.failures), outcome.jobs, run_id),
             DETAIL = failures,
-            HINT = coalesce(outcome.error_hint || ' Then ',
+            HINT = coalesce(outcome.common_hint || ' Then ',
                             format('SELECT * FROM bqx.jobs WHERE run_id = %s AND state = ''failed'';  names the causes. '
                                    'When they are mended, ', run_id))
                    || 'CALL bqx.backfill();  again: finished months are skipped.';

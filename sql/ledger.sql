@@ -237,22 +237,25 @@ BEGIN
 END
 $$;
 
--- How the jobs of a run stand, and the SQLSTATE and the hint that all failed ones share (NULL where they differ).
+-- How the jobs of a run stand, and the SQLSTATE and the hint that all failed ones share. Where they don't, `failures` has
+-- the hint of each.
 CREATE FUNCTION bqx._run_outcome(run_id bigint, caller bigint DEFAULT bqx._caller(),
     OUT jobs bigint, OUT done bigint, OUT open bigint, OUT cancelled bigint, OUT rows_written bigint,
-    OUT failures text[], OUT error_code text, OUT error_hint text)
+    OUT failures text[], OUT common_code text, OUT common_hint text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM bqx._check_own_run($1, bqx._role_of($2));
+    SELECT CASE WHEN count(DISTINCT j.error_code) = 1 THEN min(j.error_code) END,
+           CASE WHEN count(DISTINCT coalesce(j.error_hint, '')) = 1 THEN nullif(min(j.error_hint), '') END
+      INTO common_code, common_hint
+      FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'failed';
     SELECT count(*), count(*) FILTER (WHERE j.state = 'done'), count(*) FILTER (WHERE j.state = 'pending'),
            count(*) FILTER (WHERE j.state = 'cancelled'), coalesce(sum(j.rows_written), 0),
            array_agg(format('%s %s %s: %s', j.family, j.pair, to_char(j.month, 'YYYY-MM'), j.error)
-                     ORDER BY j.pair, j.month, j.family) FILTER (WHERE j.state = 'failed'),
-           CASE WHEN count(DISTINCT j.error_code) = 1 THEN min(j.error_code) END,
-           CASE WHEN count(DISTINCT coalesce(j.error_hint, '')) FILTER (WHERE j.state = 'failed') = 1
-                THEN nullif(min(j.error_hint), '') END
-      INTO jobs, done, open, cancelled, rows_written, failures, error_code, error_hint
+                         || CASE WHEN common_hint IS NULL AND j.error_hint <> '' THEN '  HINT: ' || j.error_hint ELSE '' END
+                     ORDER BY j.pair, j.month, j.family) FILTER (WHERE j.state = 'failed')
+      INTO jobs, done, open, cancelled, rows_written, failures
       FROM bqx.job_ledger AS j WHERE j.run_id = $1;
 END
 $$;

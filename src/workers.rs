@@ -123,6 +123,15 @@ unsafe extern "C-unwind" fn on_transaction_end(event: pg_sys::XactEvent::Type, _
 unsafe extern "C-unwind" {
     /// Whether the client is still there, as far as its socket tells. Not in the bindings.
     fn pq_check_connection() -> bool;
+
+    /// Whether the server's first process is still there. In the bindings it is an inline function, so missing.
+    fn PostmasterIsAliveInternal() -> bool;
+}
+
+/// Without its postmaster a worker would be in the way of the server's next start.
+fn postmaster_lives() -> bool {
+    // Safety: may be asked at any time in a process of the server.
+    unsafe { PostmasterIsAliveInternal() }
 }
 
 /// Ends the session if its client is gone: PostgreSQL would notice only when it next writes to it.
@@ -238,9 +247,10 @@ pub extern "C-unwind" fn bqx_worker_main(_arg: pg_sys::Datum) {
             )
         });
     }
-    while in_transaction(move || {
-        Spi::get_one_with_args::<bool>("SELECT bqx._work_once($1, $2)", &[run_id.into(), number.into()])
-    }) == Some(true)
+    while postmaster_lives()
+        && in_transaction(move || {
+            Spi::get_one_with_args::<bool>("SELECT bqx._work_once($1, $2)", &[run_id.into(), number.into()])
+        }) == Some(true)
     {}
     in_transaction(move || Spi::run_with_args("SELECT bqx._close_run($1)", &[run_id.into()]));
 }

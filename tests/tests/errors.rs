@@ -461,7 +461,7 @@ fn the_hints_lead_from_bars_to_derived_rows() {
     assert_eq!(row(&mut session, "SELECT count(*) FROM bqx.reg_gbpusd"), "955");
 }
 
-const COMMITTING_STAGES: [(&str, &str); 9] = [
+const COMMITTING_STAGES: [(&str, &str); 10] = [
     ("create_m1", "CALL bqx.create_m1('{audusd}')"),
     ("load_m1", "CALL bqx.load_m1('audusd', '/nowhere')"),
     ("ingest_m1", "CALL bqx.ingest_m1('audusd')"),
@@ -470,6 +470,7 @@ const COMMITTING_STAGES: [(&str, &str); 9] = [
     ("create_tables", "CALL bqx.create_tables(NULL, '{eurusd}')"),
     ("drop_tables", "CALL bqx.drop_tables('{bqx,reg}', '{eurusd}')"),
     ("backfill", "CALL bqx.backfill(pairs => '{eurusd}', workers => 0)"),
+    ("resume", "CALL bqx.resume(1, workers => 0)"),
     ("run_pipeline", "CALL bqx.run_pipeline('{eurusd}', workers => 0)"),
 ];
 
