@@ -6,6 +6,8 @@
 //! The cost per row does not depend on the window. Windows whose sums could outgrow machine integers, see
 //! [`Axis::fits`](crate::fixed::Axis::fits), slide big integers; their results are the same bits, later.
 
+use std::collections::TryReserveError;
+use std::fmt;
 use std::ops::Range;
 
 use num_bigint::BigInt;
@@ -13,7 +15,7 @@ use num_bigint::BigInt;
 use crate::columns::{AGG_WINDOW, Column, Family, RegMetric};
 use crate::extrema::SlidingExtrema;
 pub use crate::fixed::NotFinite;
-use crate::fixed::{Grid, NarrowRun, WideRun};
+use crate::fixed::{Grid, NarrowRun};
 use crate::quadratic::{
     self, QuadraticConstants, QuadraticFrame, QuadraticInputs, QuadraticMoments, QuadraticSums,
 };
@@ -41,6 +43,38 @@ pub enum Arithmetic {
     Wide,
 }
 
+/// Why a run of values can't be computed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunError {
+    /// A value is NaN or infinite.
+    NotFinite(NotFinite),
+    /// There is no memory for the run.
+    OutOfMemory(TryReserveError),
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RunError::NotFinite(error) => error.fmt(f),
+            RunError::OutOfMemory(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for RunError {}
+
+impl From<NotFinite> for RunError {
+    fn from(error: NotFinite) -> Self {
+        RunError::NotFinite(error)
+    }
+}
+
+impl From<TryReserveError> for RunError {
+    fn from(error: TryReserveError) -> Self {
+        RunError::OutOfMemory(error)
+    }
+}
+
 /// Computes the value columns of a run of bars, in row order.
 pub struct FrameRows<'a> {
     run: Run<'a>,
@@ -56,12 +90,13 @@ impl<'a> FrameRows<'a> {
     /// [`Column::RateIndex`], [`Column::Window`], [`Column::Agg`] and [`Column::Reg`], in any order.
     ///
     /// # Errors
-    /// [`NotFinite`] if a value is NaN or infinite.
+    /// [`RunError`] if a value is NaN or infinite, or if there is no memory for the run: it takes 8 bytes per value
+    /// and, for windows with extremes, 16 per value of the window.
     ///
     /// # Panics
     /// If a column holds no double computed here (`ts_utc`, `created_at`) or its window is too short for its
     /// family: a caller's bug.
-    pub fn new(values: &'a [f64], columns: &[Column]) -> Result<Self, NotFinite> {
+    pub fn new(values: &'a [f64], columns: &[Column]) -> Result<Self, RunError> {
         Self::with_arithmetic(values, columns, Arithmetic::Best)
     }
 
@@ -70,11 +105,10 @@ impl<'a> FrameRows<'a> {
         values: &'a [f64],
         columns: &[Column],
         arithmetic: Arithmetic,
-    ) -> Result<Self, NotFinite> {
+    ) -> Result<Self, RunError> {
         let grid = Grid::of(values.iter().copied())?;
-        let narrow = NarrowRun::new(values, grid).filter(|_| arithmetic != Arithmetic::Wide);
-        let portable = arithmetic == Arithmetic::Portable;
-        let mut run = Run { values, narrow, wide: None, portable };
+        let narrow = if arithmetic == Arithmetic::Wide { None } else { NarrowRun::new(values, grid)? };
+        let run = Run { values, grid, narrow, portable: arithmetic == Arithmetic::Portable };
         let mut rate_index = Vec::new();
         let mut groups: Vec<Group> = Vec::new();
         for (position, &column) in columns.iter().enumerate() {
@@ -96,7 +130,7 @@ impl<'a> FrameRows<'a> {
                     family,
                     window,
                     cells: vec![cell],
-                    kernel: run.kernel(family, window, grid),
+                    kernel: run.kernel(family, window)?,
                     next: None,
                 }),
             }
@@ -139,36 +173,28 @@ impl<'a> FrameRows<'a> {
 /// The values, in all the forms that kernels need.
 struct Run<'a> {
     values: &'a [f64],
+    grid: Grid,
     narrow: Option<NarrowRun>,
-    /// Made when the first window needs it.
-    wide: Option<WideRun>,
     portable: bool,
 }
 
 impl Run<'_> {
-    /// The kernel for a window; remembers the form of the values that it needs.
-    fn kernel(&mut self, family: Family, window: usize, grid: Grid) -> Box<dyn Kernel> {
-        match &self.narrow {
-            Some(run) if run.axis.fits(window) => match family {
-                Family::Bqx => Box::new(NarrowWindow::new(window, run)),
-                Family::Reg => Box::new(NarrowQuadratic::new(window, run)),
-            },
-            _ => {
-                self.wide.get_or_insert_with(|| WideRun::new(self.values, grid));
-                match family {
-                    Family::Bqx => Box::new(WideWindow::new(window)),
-                    Family::Reg => Box::new(WideQuadratic::new(window)),
-                }
-            }
-        }
+    fn kernel(&self, family: Family, window: usize) -> Result<Box<dyn Kernel>, TryReserveError> {
+        Ok(match (&self.narrow, family) {
+            (Some(run), Family::Bqx) if run.axis.fits(window) => Box::new(NarrowWindow::new(window, run)?),
+            (Some(run), Family::Reg) if run.axis.fits(window) => Box::new(NarrowQuadratic::new(window, run)),
+            (_, Family::Bqx) => Box::new(WideWindow::new(window)?),
+            (_, Family::Reg) => Box::new(WideQuadratic::new(window)),
+        })
     }
 
     fn narrow(&self) -> &NarrowRun {
         self.narrow.as_ref().expect("narrow kernels are made for narrow runs")
     }
 
-    fn wide(&self) -> &WideRun {
-        self.wide.as_ref().expect("made with the first wide kernel")
+    /// A value as an integer on the run's grid.
+    fn whole(&self, row: usize) -> BigInt {
+        self.grid.whole(self.values[row])
     }
 }
 
@@ -365,12 +391,12 @@ struct NarrowWindow {
 }
 
 impl NarrowWindow {
-    fn new(window: usize, run: &NarrowRun) -> Self {
+    fn new(window: usize, run: &NarrowRun) -> Result<Self, TryReserveError> {
         let empty = [0.0; BLOCK];
-        NarrowWindow {
+        Ok(NarrowWindow {
             window,
             sums: WindowSums::default(),
-            extrema: SlidingExtrema::new(window),
+            extrema: SlidingExtrema::new(window)?,
             constants: WindowConstants::new(window, run.axis.scale(), run.axis.inverse_scale()),
             moments: Box::new([WindowMoments::default(); BLOCK]),
             lanes: Box::new(WindowLanes {
@@ -381,7 +407,7 @@ impl NarrowWindow {
                 max: empty,
                 min: empty,
             }),
-        }
+        })
     }
 
     fn frame(&self, run: &NarrowRun, row: usize) -> WindowFrame<i128> {
@@ -433,14 +459,14 @@ struct WideWindow {
 }
 
 impl WideWindow {
-    fn new(window: usize) -> Self {
-        WideWindow {
+    fn new(window: usize) -> Result<Self, TryReserveError> {
+        Ok(WideWindow {
             window,
             sums: WindowSums::default(),
-            extrema: SlidingExtrema::new(window),
+            extrema: SlidingExtrema::new(window)?,
             max: [0.0; BLOCK],
             min: [0.0; BLOCK],
-        }
+        })
     }
 }
 
@@ -448,23 +474,23 @@ impl Kernel for WideWindow {
     fn seed(&mut self, run: &Run, row: usize) {
         self.extrema.seed(run.values, row);
         self.sums = WindowSums::default();
-        run.wide().y[row - self.window..row].iter().for_each(|y| self.sums.push(y));
+        (row - self.window..row).for_each(|row| self.sums.push(&run.whole(row)));
     }
 
     fn fill(&mut self, run: &Run, rows: Range<usize>, cells: &[Cell], block: &mut Block) {
-        let wide = run.wide();
         self.extrema.fill(run.values, rows.clone(), &mut self.max, &mut self.min);
-        for (i, (_, oldest, now)) in around(&wide.y, rows, self.window).enumerate() {
+        for (i, row) in rows.enumerate() {
+            let now = run.whole(row);
             let frame = WindowFrame {
                 len: self.window,
-                exponent: wide.grid.exponent,
-                moments: self.sums.moments(now),
-                now: now.clone(),
-                oldest: oldest.clone(),
-                max: wide.grid.whole(self.max[i]),
-                min: wide.grid.whole(self.min[i]),
+                exponent: run.grid.exponent,
+                moments: self.sums.moments(&now),
+                now,
+                oldest: run.whole(row - self.window),
+                max: run.grid.whole(self.max[i]),
+                min: run.grid.whole(self.min[i]),
             };
-            self.sums.slide(oldest, now);
+            self.sums.slide(&frame.oldest, &frame.now);
             for cell in cells {
                 block[cell.metric][i] = frame.metric(Metric::ALL[cell.metric]);
             }
@@ -562,22 +588,22 @@ impl WideQuadratic {
 impl Kernel for WideQuadratic {
     fn seed(&mut self, run: &Run, row: usize) {
         self.sums = QuadraticSums::default();
-        run.wide().y[row - self.window..row].iter().for_each(|y| self.sums.push(y));
+        (row - self.window..row).for_each(|row| self.sums.push(&run.whole(row)));
     }
 
     fn fill(&mut self, run: &Run, rows: Range<usize>, cells: &[Cell], block: &mut Block) {
-        let wide = run.wide();
-        for (i, (newest, oldest, now)) in around(&wide.y, rows, self.window).enumerate() {
+        for (i, row) in rows.enumerate() {
+            let (oldest, newest, now) = (run.whole(row - self.window), run.whole(row - 1), run.whole(row));
             let frame = QuadraticFrame {
                 len: self.window,
-                exponent: wide.grid.exponent,
-                moments: self.sums.moments(newest),
-                newest: newest.clone(),
+                exponent: run.grid.exponent,
+                moments: self.sums.moments(&newest),
+                newest,
             };
-            self.sums.slide(oldest, now);
+            self.sums.slide(&oldest, &now);
             for cell in cells {
                 block[cell.metric][i] = match RegMetric::ALL[cell.metric] {
-                    RegMetric::Endpoint => window::relative_change(oldest, now),
+                    RegMetric::Endpoint => window::relative_change(&oldest, &now),
                     metric => frame.metric(metric),
                 };
             }

@@ -47,11 +47,9 @@ unsafe fn state_or<S>(
     unsafe { state.get_mut().expect("it is initialized") }
 }
 
-/// 53200: a frame's values lie in memory that is not PostgreSQL's, and running out of it must not end the process.
+/// Raises the error of a frame whose values find no memory.
 fn out_of_memory(_: TryReserveError) {
-    Failure::new(PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY, "out of memory")
-        .detail("The frame of a window aggregate has too many rows.")
-        .raise()
+    Failure::out_of_memory("The frame of a window aggregate has too many rows.").raise()
 }
 
 /// A value of the composite type that the function being called returns.
