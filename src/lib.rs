@@ -16,6 +16,7 @@
 //! | `session` | what a session may do and how it is told from others |
 //! | `workers` | background workers of a backfill |
 //! | `rows`, `errors` | reading query results, returning sets, raising errors |
+//! | `memory` | what happens where the system has none |
 
 use pgrx::prelude::*;
 
@@ -23,6 +24,7 @@ mod aggregates;
 mod bar_lines;
 mod computed_rows;
 mod errors;
+mod memory;
 mod metric_columns;
 mod month_writer;
 mod rate_index;

@@ -10,6 +10,7 @@ use pgrx::spi::SpiClient;
 use twox_hash::xxhash3_128::{DEFAULT_SECRET_LENGTH, RawHasher, SecretBuffer};
 
 use crate::errors::Failure;
+use crate::memory;
 use crate::rows::{QueryRow, for_each_row, try_for_each_row};
 
 /// Changes when the same bars would give other rows, so that every month is recomputed.
@@ -21,9 +22,10 @@ const LOOKBACK_SPANS: [i64; 2] = [7, 60];
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 
-/// `MIN_TIMESTAMP` and `DT_NOBEGIN` (-infinity), macros that the bindings leave out.
+/// `MIN_TIMESTAMP`, `DT_NOBEGIN` (-infinity) and `DT_NOEND` (infinity), macros that the bindings leave out.
 const FIRST_INSTANT: i64 = -211_813_488_000_000_000;
 const MINUS_INFINITY: i64 = i64::MIN;
+const INFINITY: i64 = i64::MAX;
 
 /// Bars shown at a time, beside their lookback: bounds the memory of a range of any length.
 const PIECE: usize = 16_384;
@@ -189,6 +191,7 @@ impl Source {
         piece: &mut Series,
         show: &mut impl FnMut(&Series) -> Result<(), TryReserveError>,
     ) -> Result<(), TryReserveError> {
+        memory::secure()?;
         for bar in self.newest_first(client, from, lookback)?.iter().rev() {
             self.append(piece, bar)?;
         }
@@ -198,6 +201,7 @@ impl Source {
             if piece.rows().len() == PIECE {
                 show(piece)?;
                 piece.pass_on(lookback);
+                memory::secure()?;
             }
             self.append(piece, &Bar::from_row(row))
         })?;
@@ -253,8 +257,8 @@ impl Source {
         Failure::out_of_memory(format!(
             "The rows of {} from {} to {} take more than there is, with {} bars read at a time.",
             self.name,
-            utc(from),
-            utc(to),
+            if from == MINUS_INFINITY { "its first bar".to_string() } else { utc(from) },
+            if to == INFINITY { "its last".to_string() } else { utc(to) },
             piece.times.len()
         ))
         .hint("Let the server have more memory (ulimit -v, vm.overcommit_memory), or use fewer workers.")

@@ -184,7 +184,11 @@ pub(crate) fn big_whole(exponent: i32, value: f64) -> BigInt {
     }
     let (significand, own) = decompose(value);
     let shift = own - exponent;
-    if shift >= 0 { BigInt::from(significand) << shift } else { BigInt::from(significand >> -shift) }
+    match shift {
+        64.. => BigInt::from(significand) << shift,
+        0..64 => (i128::from(significand) << shift).into(),
+        _ => BigInt::from(significand >> -shift),
+    }
 }
 
 /// `2^exponent`, for the exponents of normal doubles.

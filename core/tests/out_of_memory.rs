@@ -46,7 +46,7 @@ fn within<R>(bytes: usize, work: impl FnOnce() -> R) -> R {
 }
 
 /// More than any thing here takes that does not grow.
-const ENOUGH: usize = 40_000;
+const ENOUGH: usize = 50_000;
 /// Values whose integers take more than that.
 const MANY: usize = 10_000;
 

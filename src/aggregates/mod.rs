@@ -17,6 +17,7 @@ use pgrx::prelude::*;
 use pgrx::{Internal, pg_sys};
 
 use crate::errors::Failure;
+use crate::memory;
 
 pub mod quadratic_reg;
 pub mod quadratic_reg_xy;
@@ -35,6 +36,7 @@ unsafe fn state_or<S>(
     make: impl FnOnce() -> S,
 ) -> &mut S {
     if !state.initialized() {
+        memory::secure().unwrap_or_else(out_of_memory);
         let mut context: pg_sys::MemoryContext = std::ptr::null_mut();
         // Safety: `fcinfo` is that of a call in progress.
         if unsafe { pg_sys::AggCheckCallContext(fcinfo, &mut context) } == 0 {
