@@ -49,9 +49,12 @@ unsafe fn state_or<S>(
     unsafe { state.get_mut().expect("it is initialized") }
 }
 
-/// Raises the error of a frame whose values find no memory.
+/// Raises the error of a frame whose values, or a state that, finds no memory.
 fn out_of_memory(_: TryReserveError) {
-    Failure::out_of_memory("The frame of a window aggregate has too many rows.").raise()
+    Failure::out_of_memory(
+        "A window aggregate's frame has too many rows, or there are too many groups at a time.",
+    )
+    .raise()
 }
 
 /// A value of the composite type that the function being called returns.

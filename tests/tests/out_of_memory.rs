@@ -208,6 +208,30 @@ fn no_shortage_ends_the_process() {
     assert_eq!(faults(&mut session), [""; 0]);
 }
 
+/// States of aggregates are small, and many.
+#[test]
+fn no_number_of_states_ends_the_process() {
+    let Some(db) = prepared("states") else { return };
+    let postmaster = cluster().postmaster_pid().unwrap();
+    for step in 0..10 {
+        let mut fresh = db.connect();
+        run(&mut fresh, "SET work_mem = '1GB'; SET enable_sort = off; SET jit = off");
+        let query = |groups: u32| {
+            format!(
+                "SELECT count(f) FROM (SELECT bqx.quadratic_reg(i::float8) AS f \
+                   FROM (SELECT generate_series(1, (SELECT {groups}))) AS g (i) GROUP BY i) AS s"
+            )
+        };
+        run(&mut fresh, &query(10));
+        with_little_more(&mut fresh, 16 * MB + step * 300 * 1024, |session| {
+            let error = error_of(session, &query(1_000_000));
+            assert_eq!(error.code, "53200", "{error:?}");
+        });
+        assert_eq!(row(&mut fresh, &query(10)), "10", "step {step}");
+    }
+    assert_eq!(cluster().postmaster_pid().unwrap(), postmaster);
+}
+
 /// Bars of one month, one a second, with an index of their own.
 fn insert_seconds(session: &mut Client, bars: u32) {
     run_each(
