@@ -6,24 +6,13 @@ mod common;
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bqx_tests::{Db, error_of, own_server};
+use common::backfilled::{PREPARED, checksums, faults, prepare, wait_until};
 use common::{attempt, row, rows, run, run_each};
 use pgcluster::Cluster;
 use postgres::Client;
-
-/// Two pairs, three months, every tenth minute of a simulated market: about 3,100 bars a month, indexed. The baseline
-/// of usdjpy lies in the second month. No derived tables.
-const PREPARED: &[&str] = &[
-    "CALL bqx.simulate_m1(ARRAY['eurusd', 'usdjpy'], '2024-07-01', '2024-09-01')",
-    "DELETE FROM bqx.m1_eurusd WHERE extract(minute FROM time)::int % 10 <> 0",
-    "DELETE FROM bqx.m1_usdjpy WHERE extract(minute FROM time)::int % 10 <> 0",
-    "VACUUM FULL bqx.m1_eurusd, bqx.m1_usdjpy",
-    "CALL bqx.set_baselines(pairs => ARRAY['eurusd'])",
-    "CALL bqx.set_baselines('2024-08-10 00:00+00', ARRAY['usdjpy'])",
-    "CALL bqx.index_m1()",
-];
 
 /// The server of all tests here but those that need one of their own; with slots for workers of many tests at once.
 fn cluster() -> &'static Cluster {
@@ -42,35 +31,11 @@ fn prepared(name: &str) -> Db<'static> {
     db
 }
 
-fn prepare(db: &Db) {
-    run_each(&mut db.connect(), PREPARED);
-}
-
 /// The same with filled derived tables.
 fn filled(name: &str) -> Db<'static> {
     let db = prepared(name);
     run_each(&mut db.connect(), &["CALL bqx.create_tables()", "CALL bqx.backfill(workers => 0)"]);
     db
-}
-
-/// A checksum of each data table over all rows and all columns of ours but created_at, as `table rows checksum`.
-fn checksums(db: &Db) -> Vec<String> {
-    let mut session = db.connect();
-    let tables = rows(
-        &mut session,
-        "SELECT c.relname, string_agg(quote_ident(a.attname), ', ' ORDER BY a.attname) \
-           FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
-          WHERE c.relnamespace = 'bqx'::regnamespace AND c.relname ~ '^(m1|bqx|reg)_(eurusd|usdjpy)$' \
-            AND a.attname NOT IN ('created_at', 'note') \
-          GROUP BY 1 ORDER BY 1",
-    );
-    let checksum = |table: &String| {
-        let (name, columns) = table.split_once('|').unwrap();
-        let query =
-            format!("SELECT count(*), sum(hash_record_extended(ROW({columns}), 0)) FROM bqx.{name} AS t");
-        format!("{name} {}", row(&mut session, &query))
-    };
-    tables.iter().map(checksum).collect()
 }
 
 /// What a backfill of the prepared bars must give, however it is called.
@@ -104,10 +69,6 @@ fn jobs_that_wrote(session: &mut Client) -> Vec<String> {
         "SELECT concat_ws(' ', family, pair, to_char(month, 'YYYY-MM'), rows_written) FROM bqx.jobs \
          WHERE run_id = (SELECT max(run_id) FROM bqx.runs) AND rows_written > 0 ORDER BY pair, month, family",
     )
-}
-
-fn faults(session: &mut Client) -> Vec<String> {
-    rows(session, "SELECT check_name, family, pair, month, detail FROM bqx.verify() WHERE ok IS NOT TRUE")
 }
 
 /// Windows of the columns of a derived table, as `column|bars that must precede`.
@@ -855,15 +816,6 @@ fn the_ledger_tells_what_was_done() {
     let shape = r"^\[W00\] usdjpy 2024-09 (bqx|reg) [23],\d{3} rows \d+\.\d\d s 100\.0 %$";
     assert_eq!(row(&mut session, &format!("SELECT '{line}' ~ '{shape}'")), "t", "{line}");
     assert!(!rows(&mut session, "SELECT * FROM bqx.dashboard").is_empty());
-}
-
-/// Waits until a query gives `t`.
-fn wait_until(session: &mut Client, query: &str) {
-    let give_up = Instant::now() + Duration::from_secs(60);
-    while row(session, query) != "t" {
-        assert!(Instant::now() < give_up, "in vain: {query}");
-        thread::sleep(Duration::from_millis(50));
-    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use std::thread;
 
 use bqx_tests::{Db, error_of, own_server, skipped};
+use common::backfilled::{failures, faults};
 use common::{row, rows, run, run_each};
 use pgcluster::Cluster;
 use postgres::Client;
@@ -70,19 +71,6 @@ fn with_little_more<R>(session: &mut Client, more: u64, work: impl FnOnce(&mut C
     let result = work(session);
     limit_memory(pid, "unlimited");
     result
-}
-
-/// The jobs of the latest run that did not end well, as `family pair month code`.
-fn failures(session: &mut Client) -> Vec<String> {
-    rows(
-        session,
-        "SELECT concat_ws(' ', family, pair, to_char(month, 'YYYY-MM'), state, error_code) FROM bqx.job_ledger \
-          WHERE run_id = (SELECT max(run_id) FROM bqx.run_ledger) AND state <> 'done' ORDER BY family, pair, month",
-    )
-}
-
-fn faults(session: &mut Client) -> Vec<String> {
-    rows(session, "SELECT check_name, family, pair, month, detail FROM bqx.verify() WHERE ok IS NOT TRUE")
 }
 
 /// Where and by which transaction each row of a table was written.
