@@ -47,7 +47,7 @@ BEGIN
         FOREACH one_family IN ARRAY families LOOP
             IF NOT bqx._run_force(run_id) AND bqx._month_is_current(one_family, pair, month) THEN
                 PERFORM bqx._finish_job(run_id, one_family, pair, month, 'done', worker, started,
-                    r.bars, 0::bigint, r.input_fingerprint, NULL::text, NULL::text, NULL::text)
+                    r.bars, 0::bigint, 0::bigint, r.input_fingerprint, NULL::text, NULL::text, NULL::text)
                    FROM bqx._recorded_month(one_family, pair, month) AS r;
             ELSE
                 todo := todo || one_family;
@@ -56,7 +56,8 @@ BEGIN
         IF todo <> '{}' THEN
             FOR written IN SELECT * FROM bqx._write_month(pair, todo, month) LOOP
                 PERFORM bqx._finish_job(run_id, written.family, pair, month, 'done', worker, started,
-                    written.bars, written.rows_written, written.input_fingerprint, NULL::text, NULL::text, NULL::text);
+                    written.bars, written.rows_written, written.rows_removed, written.input_fingerprint,
+                    NULL::text, NULL::text, NULL::text);
             END LOOP;
         END IF;
         RETURN true;
@@ -71,7 +72,7 @@ BEGIN
                   FROM unnest(families, job_ids) AS j (f, id));
     END IF;
     PERFORM bqx._finish_job(run_id, families[1], pair, month, 'failed', worker, started, NULL::bigint, NULL::bigint,
-        NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code, hint);
+        NULL::bigint, NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code, hint);
     RETURN false;
 END
 $$;
@@ -183,8 +184,10 @@ BEGIN
         IF job.state = 'failed' THEN
             RAISE WARNING '%: %', title, job.error;
         ELSE
-            RAISE NOTICE '%: % in % s', title, CASE job.rows_written WHEN 0 THEN 'unchanged'
-                ELSE job.rows_written || ' rows written' END, round(job.seconds, 2);
+            RAISE NOTICE '%: % in % s', title, CASE WHEN job.rows_written = 0 AND job.rows_removed = 0 THEN 'unchanged'
+                ELSE job.rows_written || ' rows written'
+                     || CASE WHEN job.rows_removed > 0 THEN format(', %s removed', job.rows_removed) ELSE '' END END,
+                round(job.seconds, 2);
         END IF;
     END LOOP;
     IF cardinality(told.job_ids) > 1000 THEN

@@ -313,6 +313,7 @@ CREATE TABLE bqx.job_ledger (
     state text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'done', 'failed', 'cancelled')),
     bars bigint,
     rows_written bigint,
+    rows_removed bigint,
     worker int,
     error text,
     error_code text,
@@ -477,14 +478,14 @@ AS $$ SELECT (r.arguments ->> 'force')::boolean FROM bqx.run_ledger AS r WHERE r
 
 CREATE FUNCTION bqx._finish_job(
     run_id bigint, family text, pair text, month date, state text, worker int, started_at timestamp with time zone,
-    bars bigint, rows_written bigint, input_fingerprint text, error text, error_code text, error_hint text,
-    caller bigint DEFAULT bqx._caller()
+    bars bigint, rows_written bigint, rows_removed bigint, input_fingerprint text,
+    error text, error_code text, error_hint text, caller bigint DEFAULT bqx._caller()
 ) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    role_name name := bqx._role_of($14);
+    role_name name := bqx._role_of($15);
 BEGIN
     PERFORM bqx._check_own_run($1, role_name);
     IF $5 = 'done' THEN
@@ -492,7 +493,8 @@ BEGIN
     END IF;
     UPDATE bqx.job_ledger AS j
        SET state = $5, worker = $6, started_at = $7, finished_at = clock_timestamp(),
-           bars = $8, rows_written = $9, error = $11, error_code = $12, error_hint = $13
+           bars = $8, rows_written = $9, rows_removed = $10,
+           error = $12, error_code = $13, error_hint = $14
      WHERE j.run_id = $1 AND j.family = $2 AND j.pair = $3 AND j.month = $4 AND j.state = 'pending';
     IF NOT FOUND THEN
         RAISE EXCEPTION USING
@@ -501,7 +503,7 @@ BEGIN
     END IF;
     IF $5 = 'done' THEN
         INSERT INTO bqx.month_ledger AS m (family, pair, month, input_fingerprint, bars, run_id)
-        VALUES ($2, $3, $4, $10, $8, $1)
+        VALUES ($2, $3, $4, $11, $8, $1)
         ON CONFLICT (family, pair, month) DO UPDATE
            SET input_fingerprint = excluded.input_fingerprint, bars = excluded.bars, run_id = excluded.run_id,
                computed_at = CASE WHEN m.input_fingerprint = excluded.input_fingerprint
@@ -513,15 +515,15 @@ $$;
 -- Jobs of a run that ended at or after an instant and are not among those told, in the order of their ends.
 CREATE FUNCTION bqx._finished_jobs(
     run_id bigint, since timestamp with time zone, told bigint[], caller bigint DEFAULT bqx._caller())
-RETURNS TABLE (job_id bigint, family text, pair text, month date, state text, rows_written bigint, seconds numeric,
-               error text, finished_at timestamp with time zone)
+RETURNS TABLE (job_id bigint, family text, pair text, month date, state text, rows_written bigint, rows_removed bigint,
+               seconds numeric, error text, finished_at timestamp with time zone)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM bqx._check_own_run($1, bqx._role_of($4));
     RETURN QUERY
-    SELECT j.job_id, j.family, j.pair, j.month, j.state, j.rows_written,
+    SELECT j.job_id, j.family, j.pair, j.month, j.state, j.rows_written, j.rows_removed,
            extract(epoch FROM j.finished_at - j.started_at), j.error, j.finished_at
       FROM bqx.job_ledger AS j
      WHERE j.run_id = $1 AND j.finished_at >= $2 AND j.job_id <> ALL ($3)
@@ -571,6 +573,7 @@ BEGIN
     PERFORM bqx._check_own_run($1, bqx._role_of($2));
     UPDATE bqx.job_ledger AS j
        SET state = 'pending', worker = NULL, started_at = NULL, finished_at = NULL, bars = NULL, rows_written = NULL,
+           rows_removed = NULL,
            error = NULL, error_code = NULL, error_hint = NULL
      WHERE j.run_id = $1 AND j.state IN ('failed', 'cancelled');
     UPDATE bqx.run_ledger AS r SET finished_at = NULL
@@ -2586,7 +2589,7 @@ $$;
 -- our columns; rows without a bar stay, and verify() names them.
 CREATE FUNCTION bqx._write_month_plainly(
     family text, pair text, derived regclass, month date,
-    OUT rows_written bigint, OUT input_fingerprint text, OUT bars bigint)
+    OUT rows_written bigint, OUT rows_removed bigint, OUT input_fingerprint text, OUT bars bigint)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET enable_nestloop = off  -- no statistics tell the planner how many rows are computed
@@ -2623,9 +2626,6 @@ BEGIN
     in_month := format('t.ts_utc >= %s AND t.ts_utc < %s',
                        bqx._as_key(derived, 'ts_utc', '$3'), bqx._as_key(derived, 'ts_utc', '$4'));
 
-    EXECUTE format('SELECT bqx._show_comparison($1, count(*)) FROM %s AS t WHERE t.time >= %s AND t.time < %s',
-                   m1, bqx._as_key(m1, 'time', '$2'), bqx._as_key(m1, 'time', '$3')) USING family, from_ts, to_ts;
-
     -- Which of two equal rows is kept, in a table without a key, is told by its place. The count over the changing CTE
     -- makes PostgreSQL finish it before the first row is inserted.
     EXECUTE format(
@@ -2637,7 +2637,9 @@ BEGIN
         'inserted AS (INSERT INTO %2$s (%8$s) SELECT %6$s FROM computed AS c '
         '              WHERE NOT EXISTS (SELECT FROM kept AS k WHERE k.ts_utc = %3$s) '
         '                AND (SELECT count(*) FROM changed) >= 0 %9$s ORDER BY c.ts_utc RETURNING 1) '
-        'SELECT (SELECT count(*) FROM inserted) + %10$s, f.input_fingerprint, f.bars '
+        'SELECT (SELECT count(*) FROM inserted) + %10$s, '
+        '       (SELECT count(*) FROM changed AS g WHERE NOT EXISTS (SELECT FROM computed AS c WHERE g.ts_utc = %3$s)), '
+        '       f.input_fingerprint, f.bars '
         '  FROM bqx._input_fingerprint($2, $3, $4, $6, $7) AS f',
         computed_types, derived, key, in_month, stored_values, computed_values,
         CASE WHEN own_alone
@@ -2650,21 +2652,36 @@ BEGIN
         CASE WHEN own_alone THEN ''
              ELSE format('AND NOT EXISTS (SELECT FROM changed AS u WHERE u.ts_utc = %s)', key) END,
         CASE WHEN own_alone THEN '0' ELSE '(SELECT count(*) FROM changed)' END)
-       INTO rows_written, input_fingerprint, bars
+       INTO rows_written, rows_removed, input_fingerprint, bars
       USING family, m1, from_ts, to_ts, value_names, own.lookback, own.shape;
+END
+$$;
+
+-- How many bars a month has.
+CREATE FUNCTION bqx._count_bars(m1 regclass, month date) RETURNS bigint
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    bars bigint;
+BEGIN
+    EXECUTE format('SELECT count(*) FROM %s AS t WHERE t.time >= %s AND t.time < %s', m1,
+                   bqx._as_key(m1, 'time', '$1'), bqx._as_key(m1, 'time', '$2'))
+       INTO bars USING bqx._month_start(month), bqx._month_start(bqx._next_month(month));
+    RETURN bars;
 END
 $$;
 
 -- Writes one month of the families in the caller's transaction, reading the bars once for all that can be
 -- written the fast way. One row per family.
 CREATE FUNCTION bqx._write_month(pair text, families text[], month date)
-RETURNS TABLE (family text, bars bigint, rows_written bigint, input_fingerprint text)
+RETURNS TABLE (family text, bars bigint, rows_written bigint, rows_removed bigint, input_fingerprint text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     m1 regclass := bqx._m1_table(pair);
     from_ts timestamptz := bqx._month_start(month);
     to_ts timestamptz := bqx._month_start(bqx._next_month(month));
+    expected_bars bigint;
     derived regclass;
     partition regclass;
     fast_families text[] := '{}';
@@ -2673,18 +2690,24 @@ DECLARE
     fast_shapes text[] := '{}';
 BEGIN
     PERFORM bqx._check_sees_all_rows(m1);
+    expected_bars := bqx._count_bars(m1, month);
     FOREACH family IN ARRAY families LOOP
         derived := bqx._derived_table(family, pair);
         PERFORM bqx._check_sees_all_rows(derived);
-        partition := bqx._fresh_partition(family, derived, month);
+        -- a month without bars has no rows, and needs no partition
+        partition := CASE WHEN expected_bars > 0 THEN bqx._fresh_partition(family, derived, month) END;
+        PERFORM bqx._show_job(family, expected_bars, partition IS NOT NULL);
         IF partition IS NOT NULL THEN
             fast_families := fast_families || family;
             fast_derived := fast_derived || derived;
             fast_partitions := fast_partitions || partition;
             fast_shapes := fast_shapes || (bqx._own_columns(family, derived)).shape;
         ELSE
-            PERFORM bqx._ensure_partition_to_write(derived, month);
-            SELECT w.rows_written, w.input_fingerprint, w.bars INTO rows_written, input_fingerprint, bars
+            IF expected_bars > 0 THEN
+                PERFORM bqx._ensure_partition_to_write(derived, month);
+            END IF;
+            SELECT w.rows_written, w.rows_removed, w.input_fingerprint, w.bars
+              INTO rows_written, rows_removed, input_fingerprint, bars
               FROM bqx._write_month_plainly(family, pair, derived, month) AS w;
             RETURN NEXT;
         END IF;
@@ -2695,6 +2718,7 @@ BEGIN
               FROM bqx._fill_partitions(fast_families, m1, from_ts, to_ts, fast_partitions, fast_shapes) AS f
         LOOP
             rows_written := bars;
+            rows_removed := 0;
             RETURN NEXT;
         END LOOP;
         PERFORM bqx._attach_if_new(fast_derived[i], fast_partitions[i], month)
@@ -2824,7 +2848,7 @@ BEGIN
         FOREACH one_family IN ARRAY families LOOP
             IF NOT bqx._run_force(run_id) AND bqx._month_is_current(one_family, pair, month) THEN
                 PERFORM bqx._finish_job(run_id, one_family, pair, month, 'done', worker, started,
-                    r.bars, 0::bigint, r.input_fingerprint, NULL::text, NULL::text, NULL::text)
+                    r.bars, 0::bigint, 0::bigint, r.input_fingerprint, NULL::text, NULL::text, NULL::text)
                    FROM bqx._recorded_month(one_family, pair, month) AS r;
             ELSE
                 todo := todo || one_family;
@@ -2833,7 +2857,8 @@ BEGIN
         IF todo <> '{}' THEN
             FOR written IN SELECT * FROM bqx._write_month(pair, todo, month) LOOP
                 PERFORM bqx._finish_job(run_id, written.family, pair, month, 'done', worker, started,
-                    written.bars, written.rows_written, written.input_fingerprint, NULL::text, NULL::text, NULL::text);
+                    written.bars, written.rows_written, written.rows_removed, written.input_fingerprint,
+                    NULL::text, NULL::text, NULL::text);
             END LOOP;
         END IF;
         RETURN true;
@@ -2848,7 +2873,7 @@ BEGIN
                   FROM unnest(families, job_ids) AS j (f, id));
     END IF;
     PERFORM bqx._finish_job(run_id, families[1], pair, month, 'failed', worker, started, NULL::bigint, NULL::bigint,
-        NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code, hint);
+        NULL::bigint, NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code, hint);
     RETURN false;
 END
 $$;
@@ -2960,8 +2985,10 @@ BEGIN
         IF job.state = 'failed' THEN
             RAISE WARNING '%: %', title, job.error;
         ELSE
-            RAISE NOTICE '%: % in % s', title, CASE job.rows_written WHEN 0 THEN 'unchanged'
-                ELSE job.rows_written || ' rows written' END, round(job.seconds, 2);
+            RAISE NOTICE '%: % in % s', title, CASE WHEN job.rows_written = 0 AND job.rows_removed = 0 THEN 'unchanged'
+                ELSE job.rows_written || ' rows written'
+                     || CASE WHEN job.rows_removed > 0 THEN format(', %s removed', job.rows_removed) ELSE '' END END,
+                round(job.seconds, 2);
         END IF;
     END LOOP;
     IF cardinality(told.job_ids) > 1000 THEN
@@ -3668,7 +3695,7 @@ AS $$
                     UNION SELECT derived::oid) AS family_of (rel)) AS counted (relations, lacking)
 $$;
 
--- Columns, their types, and partitions for all of these months. A table that lacks columns is as good as one that
+-- Columns, their types, and partitions for those of these months that have bars. A table that lacks columns is as good as one that
 -- has them all: it is filled for the columns it has.
 CREATE FUNCTION bqx._verify_schema(family text, pair text, derived regclass, months date[]) RETURNS bqx._finding
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -3693,9 +3720,11 @@ BEGIN
     IF bqx._is_partitioned_by(derived, 'ts_utc') THEN
         gaps := ARRAY(
             SELECT to_char(m, 'YYYY-MM') FROM unnest(months) AS m
-             WHERE NOT tstzrange(bqx._month_start(m), bqx._month_start(bqx._next_month(m)))
-                       <@ coalesce((SELECT range_agg(tstzrange(p.from_ts, p.to_ts))
-                                      FROM bqx._partitions(derived) AS p), '{}'::tstzmultirange)
+             WHERE CASE WHEN tstzrange(bqx._month_start(m), bqx._month_start(bqx._next_month(m)))
+                             <@ coalesce((SELECT range_agg(tstzrange(p.from_ts, p.to_ts))
+                                            FROM bqx._partitions(derived) AS p), '{}'::tstzmultirange)
+                        THEN false
+                        ELSE bqx._count_bars(bqx._m1_table(pair), m) > 0 END  -- without bars there are no rows
              ORDER BY m);
     END IF;
     RETURN ROW('schema', family, pair, NULL,
@@ -4338,14 +4367,15 @@ AS 'MODULE_PATHNAME', '_show_claim_wrapper';
 
 /* <begin connected objects> */
 -- src/live_progress.rs
--- bqx::live_progress::_show_comparison
-CREATE  FUNCTION "_show_comparison"(
+-- bqx::live_progress::_show_job
+CREATE  FUNCTION "_show_job"(
 	"family" TEXT, /* & str */
-	"bars" bigint /* i64 */
+	"bars" bigint, /* i64 */
+	"written" bool /* bool */
 ) RETURNS void
 STRICT
 LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', '_show_comparison_wrapper';
+AS 'MODULE_PATHNAME', '_show_job_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */

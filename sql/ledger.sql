@@ -21,6 +21,7 @@ CREATE TABLE bqx.job_ledger (
     state text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'done', 'failed', 'cancelled')),
     bars bigint,
     rows_written bigint,
+    rows_removed bigint,
     worker int,
     error text,
     error_code text,
@@ -185,14 +186,14 @@ AS $$ SELECT (r.arguments ->> 'force')::boolean FROM bqx.run_ledger AS r WHERE r
 
 CREATE FUNCTION bqx._finish_job(
     run_id bigint, family text, pair text, month date, state text, worker int, started_at timestamp with time zone,
-    bars bigint, rows_written bigint, input_fingerprint text, error text, error_code text, error_hint text,
-    caller bigint DEFAULT bqx._caller()
+    bars bigint, rows_written bigint, rows_removed bigint, input_fingerprint text,
+    error text, error_code text, error_hint text, caller bigint DEFAULT bqx._caller()
 ) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    role_name name := bqx._role_of($14);
+    role_name name := bqx._role_of($15);
 BEGIN
     PERFORM bqx._check_own_run($1, role_name);
     IF $5 = 'done' THEN
@@ -200,7 +201,8 @@ BEGIN
     END IF;
     UPDATE bqx.job_ledger AS j
        SET state = $5, worker = $6, started_at = $7, finished_at = clock_timestamp(),
-           bars = $8, rows_written = $9, error = $11, error_code = $12, error_hint = $13
+           bars = $8, rows_written = $9, rows_removed = $10,
+           error = $12, error_code = $13, error_hint = $14
      WHERE j.run_id = $1 AND j.family = $2 AND j.pair = $3 AND j.month = $4 AND j.state = 'pending';
     IF NOT FOUND THEN
         RAISE EXCEPTION USING
@@ -209,7 +211,7 @@ BEGIN
     END IF;
     IF $5 = 'done' THEN
         INSERT INTO bqx.month_ledger AS m (family, pair, month, input_fingerprint, bars, run_id)
-        VALUES ($2, $3, $4, $10, $8, $1)
+        VALUES ($2, $3, $4, $11, $8, $1)
         ON CONFLICT (family, pair, month) DO UPDATE
            SET input_fingerprint = excluded.input_fingerprint, bars = excluded.bars, run_id = excluded.run_id,
                computed_at = CASE WHEN m.input_fingerprint = excluded.input_fingerprint
@@ -221,15 +223,15 @@ $$;
 -- Jobs of a run that ended at or after an instant and are not among those told, in the order of their ends.
 CREATE FUNCTION bqx._finished_jobs(
     run_id bigint, since timestamp with time zone, told bigint[], caller bigint DEFAULT bqx._caller())
-RETURNS TABLE (job_id bigint, family text, pair text, month date, state text, rows_written bigint, seconds numeric,
-               error text, finished_at timestamp with time zone)
+RETURNS TABLE (job_id bigint, family text, pair text, month date, state text, rows_written bigint, rows_removed bigint,
+               seconds numeric, error text, finished_at timestamp with time zone)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM bqx._check_own_run($1, bqx._role_of($4));
     RETURN QUERY
-    SELECT j.job_id, j.family, j.pair, j.month, j.state, j.rows_written,
+    SELECT j.job_id, j.family, j.pair, j.month, j.state, j.rows_written, j.rows_removed,
            extract(epoch FROM j.finished_at - j.started_at), j.error, j.finished_at
       FROM bqx.job_ledger AS j
      WHERE j.run_id = $1 AND j.finished_at >= $2 AND j.job_id <> ALL ($3)
@@ -279,6 +281,7 @@ BEGIN
     PERFORM bqx._check_own_run($1, bqx._role_of($2));
     UPDATE bqx.job_ledger AS j
        SET state = 'pending', worker = NULL, started_at = NULL, finished_at = NULL, bars = NULL, rows_written = NULL,
+           rows_removed = NULL,
            error = NULL, error_code = NULL, error_hint = NULL
      WHERE j.run_id = $1 AND j.state IN ('failed', 'cancelled');
     UPDATE bqx.run_ledger AS r SET finished_at = NULL

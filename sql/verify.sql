@@ -172,7 +172,7 @@ AS $$
                     UNION SELECT derived::oid) AS family_of (rel)) AS counted (relations, lacking)
 $$;
 
--- Columns, their types, and partitions for all of these months. A table that lacks columns is as good as one that
+-- Columns, their types, and partitions for those of these months that have bars. A table that lacks columns is as good as one that
 -- has them all: it is filled for the columns it has.
 CREATE FUNCTION bqx._verify_schema(family text, pair text, derived regclass, months date[]) RETURNS bqx._finding
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -197,9 +197,11 @@ BEGIN
     IF bqx._is_partitioned_by(derived, 'ts_utc') THEN
         gaps := ARRAY(
             SELECT to_char(m, 'YYYY-MM') FROM unnest(months) AS m
-             WHERE NOT tstzrange(bqx._month_start(m), bqx._month_start(bqx._next_month(m)))
-                       <@ coalesce((SELECT range_agg(tstzrange(p.from_ts, p.to_ts))
-                                      FROM bqx._partitions(derived) AS p), '{}'::tstzmultirange)
+             WHERE CASE WHEN tstzrange(bqx._month_start(m), bqx._month_start(bqx._next_month(m)))
+                             <@ coalesce((SELECT range_agg(tstzrange(p.from_ts, p.to_ts))
+                                            FROM bqx._partitions(derived) AS p), '{}'::tstzmultirange)
+                        THEN false
+                        ELSE bqx._count_bars(bqx._m1_table(pair), m) > 0 END  -- without bars there are no rows
              ORDER BY m);
     END IF;
     RETURN ROW('schema', family, pair, NULL,

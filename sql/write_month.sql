@@ -125,7 +125,7 @@ $$;
 -- our columns; rows without a bar stay, and verify() names them.
 CREATE FUNCTION bqx._write_month_plainly(
     family text, pair text, derived regclass, month date,
-    OUT rows_written bigint, OUT input_fingerprint text, OUT bars bigint)
+    OUT rows_written bigint, OUT rows_removed bigint, OUT input_fingerprint text, OUT bars bigint)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET enable_nestloop = off  -- no statistics tell the planner how many rows are computed
@@ -162,9 +162,6 @@ BEGIN
     in_month := format('t.ts_utc >= %s AND t.ts_utc < %s',
                        bqx._as_key(derived, 'ts_utc', '$3'), bqx._as_key(derived, 'ts_utc', '$4'));
 
-    EXECUTE format('SELECT bqx._show_comparison($1, count(*)) FROM %s AS t WHERE t.time >= %s AND t.time < %s',
-                   m1, bqx._as_key(m1, 'time', '$2'), bqx._as_key(m1, 'time', '$3')) USING family, from_ts, to_ts;
-
     -- Which of two equal rows is kept, in a table without a key, is told by its place. The count over the changing CTE
     -- makes PostgreSQL finish it before the first row is inserted.
     EXECUTE format(
@@ -176,7 +173,9 @@ BEGIN
         'inserted AS (INSERT INTO %2$s (%8$s) SELECT %6$s FROM computed AS c '
         '              WHERE NOT EXISTS (SELECT FROM kept AS k WHERE k.ts_utc = %3$s) '
         '                AND (SELECT count(*) FROM changed) >= 0 %9$s ORDER BY c.ts_utc RETURNING 1) '
-        'SELECT (SELECT count(*) FROM inserted) + %10$s, f.input_fingerprint, f.bars '
+        'SELECT (SELECT count(*) FROM inserted) + %10$s, '
+        '       (SELECT count(*) FROM changed AS g WHERE NOT EXISTS (SELECT FROM computed AS c WHERE g.ts_utc = %3$s)), '
+        '       f.input_fingerprint, f.bars '
         '  FROM bqx._input_fingerprint($2, $3, $4, $6, $7) AS f',
         computed_types, derived, key, in_month, stored_values, computed_values,
         CASE WHEN own_alone
@@ -189,21 +188,36 @@ BEGIN
         CASE WHEN own_alone THEN ''
              ELSE format('AND NOT EXISTS (SELECT FROM changed AS u WHERE u.ts_utc = %s)', key) END,
         CASE WHEN own_alone THEN '0' ELSE '(SELECT count(*) FROM changed)' END)
-       INTO rows_written, input_fingerprint, bars
+       INTO rows_written, rows_removed, input_fingerprint, bars
       USING family, m1, from_ts, to_ts, value_names, own.lookback, own.shape;
+END
+$$;
+
+-- How many bars a month has.
+CREATE FUNCTION bqx._count_bars(m1 regclass, month date) RETURNS bigint
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    bars bigint;
+BEGIN
+    EXECUTE format('SELECT count(*) FROM %s AS t WHERE t.time >= %s AND t.time < %s', m1,
+                   bqx._as_key(m1, 'time', '$1'), bqx._as_key(m1, 'time', '$2'))
+       INTO bars USING bqx._month_start(month), bqx._month_start(bqx._next_month(month));
+    RETURN bars;
 END
 $$;
 
 -- Writes one month of the families in the caller's transaction, reading the bars once for all that can be
 -- written the fast way. One row per family.
 CREATE FUNCTION bqx._write_month(pair text, families text[], month date)
-RETURNS TABLE (family text, bars bigint, rows_written bigint, input_fingerprint text)
+RETURNS TABLE (family text, bars bigint, rows_written bigint, rows_removed bigint, input_fingerprint text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     m1 regclass := bqx._m1_table(pair);
     from_ts timestamptz := bqx._month_start(month);
     to_ts timestamptz := bqx._month_start(bqx._next_month(month));
+    expected_bars bigint;
     derived regclass;
     partition regclass;
     fast_families text[] := '{}';
@@ -212,18 +226,24 @@ DECLARE
     fast_shapes text[] := '{}';
 BEGIN
     PERFORM bqx._check_sees_all_rows(m1);
+    expected_bars := bqx._count_bars(m1, month);
     FOREACH family IN ARRAY families LOOP
         derived := bqx._derived_table(family, pair);
         PERFORM bqx._check_sees_all_rows(derived);
-        partition := bqx._fresh_partition(family, derived, month);
+        -- a month without bars has no rows, and needs no partition
+        partition := CASE WHEN expected_bars > 0 THEN bqx._fresh_partition(family, derived, month) END;
+        PERFORM bqx._show_job(family, expected_bars, partition IS NOT NULL);
         IF partition IS NOT NULL THEN
             fast_families := fast_families || family;
             fast_derived := fast_derived || derived;
             fast_partitions := fast_partitions || partition;
             fast_shapes := fast_shapes || (bqx._own_columns(family, derived)).shape;
         ELSE
-            PERFORM bqx._ensure_partition_to_write(derived, month);
-            SELECT w.rows_written, w.input_fingerprint, w.bars INTO rows_written, input_fingerprint, bars
+            IF expected_bars > 0 THEN
+                PERFORM bqx._ensure_partition_to_write(derived, month);
+            END IF;
+            SELECT w.rows_written, w.rows_removed, w.input_fingerprint, w.bars
+              INTO rows_written, rows_removed, input_fingerprint, bars
               FROM bqx._write_month_plainly(family, pair, derived, month) AS w;
             RETURN NEXT;
         END IF;
@@ -234,6 +254,7 @@ BEGIN
               FROM bqx._fill_partitions(fast_families, m1, from_ts, to_ts, fast_partitions, fast_shapes) AS f
         LOOP
             rows_written := bars;
+            rows_removed := 0;
             RETURN NEXT;
         END LOOP;
         PERFORM bqx._attach_if_new(fast_derived[i], fast_partitions[i], month)

@@ -1,8 +1,10 @@
 //! Derived rows as a set: what `bqx_metrics` and `reg_metrics` return, and what the plain way of writing a
 //! month compares with and inserts.
 
+use std::collections::TryReserveError;
+
 use bqx_core::columns::{Column, Family};
-use bqx_core::frame_rows::FrameRows;
+use bqx_core::frame_rows::{FrameRows, RunError};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 
@@ -10,7 +12,7 @@ use crate::errors::Failure;
 use crate::live_progress;
 use crate::metric_columns::family;
 use crate::rows::ResultSet;
-use crate::series::{self, Series};
+use crate::series::{self, Fingerprint, Series};
 
 /// Rows computed at a time.
 pub const BLOCK: usize = 512;
@@ -41,9 +43,22 @@ pub fn lookback(columns: &[Column]) -> usize {
 
 /// Shows each row of a series' range: its time and the values of the columns, None where fewer than the column's
 /// window of bars precede. 22003 where a value overflows.
-pub fn for_each_computed_row(series: &Series, columns: &[Column], mut show: impl FnMut(i64, &[Option<f64>])) {
-    let mut frames = FrameRows::new(&series.values, columns).expect("the series holds finite values");
-    let mut block = vec![0.0; BLOCK * columns.len()];
+///
+/// # Errors
+/// If there is no memory for the series' integers or a block of rows.
+pub fn for_each_computed_row(
+    series: &Series,
+    columns: &[Column],
+    mut show: impl FnMut(i64, &[Option<f64>]),
+) -> Result<(), TryReserveError> {
+    let mut frames = match FrameRows::new(&series.values, columns) {
+        Ok(frames) => frames,
+        Err(RunError::OutOfMemory(error)) => return Err(error),
+        Err(RunError::NotFinite(error)) => error!("a series holds finite values, but {error}"),
+    };
+    let mut block = Vec::new();
+    block.try_reserve_exact(BLOCK * columns.len())?;
+    block.resize(BLOCK * columns.len(), 0.0);
     let mut row = vec![None; columns.len()];
     let mut start = series.first;
     while start < series.times.len() {
@@ -62,6 +77,7 @@ pub fn for_each_computed_row(series: &Series, columns: &[Column], mut show: impl
         }
         start = end;
     }
+    Ok(())
 }
 
 fn overflow(column: &Column, time: i64) -> ! {
@@ -109,7 +125,7 @@ fn _computed_rows(
             if done % BLOCK == 0 {
                 live_progress::advance(family, done);
             }
-        });
+        })
     });
     live_progress::advance(family, done);
 }
@@ -131,8 +147,12 @@ fn _input_fingerprint(
     fcinfo: pg_sys::FunctionCallInfo,
 ) {
     let lookback = lookback.max(0) as usize;
-    let series = series::read(m1, from_ts.into(), to_ts.into(), lookback);
+    let mut fingerprint = Fingerprint::new(lookback, shape);
+    series::for_each_piece(m1, from_ts.into(), to_ts.into(), lookback, |piece| {
+        fingerprint.add(piece);
+        Ok(())
+    });
     // Safety: it is this function's own call.
     let mut rows = unsafe { ResultSet::start(fcinfo, &[pg_sys::TEXTOID, pg_sys::INT8OID]) };
-    rows.put(&[series.fingerprint(lookback, shape).into_datum(), (series.rows().len() as i64).into_datum()]);
+    rows.put(&[fingerprint.to_string().into_datum(), fingerprint.bars().into_datum()]);
 }

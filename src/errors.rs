@@ -16,6 +16,11 @@ impl Failure {
         Failure { code, message: message.into(), detail: None, hint: None }
     }
 
+    /// 53200, for memory that is not PostgreSQL's: running out of it must not end the process.
+    pub fn out_of_memory(detail: impl Into<String>) -> Failure {
+        Failure::new(PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY, "out of memory").detail(detail)
+    }
+
     pub fn detail(mut self, detail: impl Into<String>) -> Failure {
         self.detail = Some(detail.into());
         self

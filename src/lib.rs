@@ -18,6 +18,7 @@
 //! | `live_progress` | how far a session's jobs are, for others to see |
 //! | `ledger_retention` | the setting of that name |
 //! | `rows`, `errors` | reading query results, returning sets, raising errors |
+//! | `memory` | what happens where the system has none |
 
 use pgrx::prelude::*;
 
@@ -27,6 +28,7 @@ mod computed_rows;
 mod errors;
 mod ledger_retention;
 mod live_progress;
+mod memory;
 mod metric_columns;
 mod month_writer;
 mod rate_index;

@@ -68,16 +68,14 @@ pub fn forget_claim() -> bool {
     CLAIM.take().is_some()
 }
 
-/// Says that rows of a family for so many bars will be written, or first compared with those that are there.
-/// Nothing, where this session works for no run.
-pub fn begin(family: Family, bars: usize, written: bool) {
-    change(family, |progress| *progress = Some(Progress { bars_done: 0, bars, written }));
-}
-
-/// The same, for rows that SQL compares.
+/// Says that a family's rows of so many bars come next: whether they are written, or first compared with those that are
+/// there. Nothing, where this session works for no run.
 #[pg_extern]
-fn _show_comparison(family: &str, bars: i64) {
-    begin(metric_columns::family(family), bars.max(0) as usize, false);
+fn _show_job(family: &str, bars: i64, written: bool) {
+    let bars = bars.max(0) as usize;
+    change(metric_columns::family(family), |progress| {
+        *progress = Some(Progress { bars_done: 0, bars, written });
+    });
 }
 
 /// Says how many bars have got their row of the family.

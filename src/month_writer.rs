@@ -3,6 +3,7 @@
 //! The partition must have got its storage in the current transaction (made or truncated in it) and be locked
 //! by it, so that no one can see it half filled: rows go in without index entries, which are built at the end.
 
+use std::collections::TryReserveError;
 use std::ffi::CStr;
 
 use bqx_core::columns::{Column, Family};
@@ -14,7 +15,7 @@ use crate::computed_rows::{BLOCK, for_each_computed_row, lookback, own_columns, 
 use crate::errors::Failure;
 use crate::live_progress;
 use crate::metric_columns::family;
-use crate::series::{self, Series};
+use crate::series::{self, Fingerprint, Series};
 
 /// Fills one partition per family with the rows of `[from_ts, to_ts)`, reading the bars once. The partitions must
 /// be empty, with storage made in this transaction; columns that are not ours must not be there. `shapes` are those
@@ -28,35 +29,44 @@ fn _fill_partitions(
     partitions: Vec<pg_sys::Oid>,
     shapes: Vec<String>,
 ) -> TableIterator<'static, (name!(family, String), name!(bars, i64), name!(input_fingerprint, String))> {
-    let targets: Vec<Target> =
-        families.iter().zip(&partitions).map(|(name, &oid)| Target::open(family(name), oid)).collect();
+    let mut targets: Vec<Target> = families
+        .iter()
+        .zip(&partitions)
+        .zip(&shapes)
+        .map(|((name, &oid), shape)| Target::open(family(name), oid, shape))
+        .collect();
     let longest = targets.iter().map(|target| lookback(&target.columns)).max().unwrap_or(0);
-    let series = series::read(m1, from_ts.into(), to_ts.into(), longest);
-    let mut written = Vec::with_capacity(targets.len());
-    for (target, shape) in targets.into_iter().zip(&shapes) {
-        target.fill(&series);
-        let fingerprint = series.fingerprint(lookback(&target.columns), shape);
+    series::for_each_piece(m1, from_ts.into(), to_ts.into(), longest, |piece| {
+        targets.iter_mut().try_for_each(|target| target.append(piece))
+    });
+    let written = targets.into_iter().map(|target| {
         let name = target.family.name().to_string();
-        target.build_indexes();
-        written.push((name, series.rows().len() as i64, fingerprint));
-    }
-    TableIterator::new(written)
+        let (bars, fingerprint) = (target.fingerprint.bars(), target.fingerprint.to_string());
+        target.finish();
+        (name, bars, fingerprint)
+    });
+    TableIterator::new(written.collect::<Vec<_>>())
 }
 
 /// A partition to be filled.
 struct Target {
     family: Family,
     relation: pg_sys::Relation,
-    /// Our columns in table order.
+    /// The columns whose values are computed.
     columns: Vec<Column>,
-    /// For each attribute of the table its column; None for dropped ones.
-    attributes: Vec<Option<Column>>,
+    /// For each attribute of the table where its datum comes from.
+    places: Vec<Place>,
+    heap: HeapAppender,
+    /// Rows that were appended.
+    written: usize,
+    /// Of what was appended.
+    fingerprint: Fingerprint,
 }
 
 impl Target {
     /// Opens the partition and checks that it may be written past the executor: fresh storage, the caller's right,
     /// no trigger, no row security, columns of ours only.
-    fn open(family: Family, oid: pg_sys::Oid) -> Target {
+    fn open(family: Family, oid: pg_sys::Oid, shape: &str) -> Target {
         // Safety: table_open raises an error unless the table is there; the relation stays valid while it is open,
         // and so do its descriptor and attributes.
         unsafe {
@@ -70,48 +80,43 @@ impl Target {
                 .raise();
             }
             let attributes = attribute_columns(relation, family);
-            Target { family, relation, columns: attributes.iter().flatten().copied().collect(), attributes }
+            let columns = value_columns(&attributes.iter().flatten().copied().collect::<Vec<_>>());
+            Target {
+                family,
+                relation,
+                places: places(&attributes, &columns),
+                heap: HeapAppender::new(relation),
+                written: 0,
+                fingerprint: Fingerprint::new(lookback(&columns), shape),
+                columns,
+            }
         }
     }
 
-    /// Writes the rows of the series, without index entries.
-    fn fill(&self, series: &Series) {
-        let columns = value_columns(&self.columns);
-        let places = self.places(&columns);
+    /// Writes the rows of the next piece, without index entries.
+    fn append(&mut self, piece: &Series) -> Result<(), TryReserveError> {
+        let Target { family, places, heap, written, .. } = self;
         // Safety: takes no argument; the start of this transaction.
         let created_at = unsafe { pg_sys::GetCurrentTransactionStartTimestamp() };
-        let mut heap = HeapAppender::new(self.relation);
-        let mut written = 0;
-        live_progress::begin(self.family, series.rows().len(), true);
-        for_each_computed_row(series, &columns, |time, values| {
+        self.fingerprint.add(piece);
+        for_each_computed_row(piece, &self.columns, |time, values| {
             heap.append(|attribute| match places[attribute] {
                 Place::Value(i) => values[i].map(|v| pg_sys::Datum::from(v.to_bits())),
                 Place::Time => Some(pg_sys::Datum::from(time)),
                 Place::CreatedAt => Some(pg_sys::Datum::from(created_at)),
                 Place::Dropped => None,
             });
-            written += 1;
-            if written % BLOCK == 0 {
-                live_progress::advance(self.family, written);
+            *written += 1;
+            if *written % BLOCK == 0 {
+                live_progress::advance(*family, *written);
             }
-        });
-        heap.finish();
-        live_progress::advance(self.family, written);
-    }
-
-    /// Where each attribute's datum comes from.
-    fn places(&self, columns: &[Column]) -> Vec<Place> {
-        let place = |attribute: &Option<Column>| match attribute {
-            None => Place::Dropped,
-            Some(Column::Time) => Place::Time,
-            Some(Column::CreatedAt) => Place::CreatedAt,
-            Some(column) => Place::Value(columns.iter().position(|c| c == column).expect("a value column")),
-        };
-        self.attributes.iter().map(place).collect()
+        })
     }
 
     /// Closes the table and builds its indexes from the rows.
-    fn build_indexes(self) {
+    fn finish(self) {
+        self.heap.finish();
+        live_progress::advance(self.family, self.written);
         // Safety: the relation is open, and not used after it is closed.
         let name = unsafe {
             let name = relation_name(self.relation);
@@ -129,6 +134,17 @@ enum Place {
     CreatedAt,
     Value(usize),
     Dropped,
+}
+
+/// Where each attribute's datum comes from, given its column (None for dropped ones) and the value columns.
+fn places(attributes: &[Option<Column>], columns: &[Column]) -> Vec<Place> {
+    let place = |attribute: &Option<Column>| match attribute {
+        None => Place::Dropped,
+        Some(Column::Time) => Place::Time,
+        Some(Column::CreatedAt) => Place::CreatedAt,
+        Some(column) => Place::Value(columns.iter().position(|c| c == column).expect("a value column")),
+    };
+    attributes.iter().map(place).collect()
 }
 
 /// Schema-qualified, quoted name of an open relation.

@@ -1,6 +1,7 @@
 //! Rows in and out: query results read straight from SPI's tuples, sets returned through a tuplestore.
 //! pgrx's own row types copy every row, and `TableIterator` ends at 32 columns.
 
+use std::convert::Infallible;
 use std::ffi::CString;
 
 use pgrx::datum::DatumWithOid;
@@ -44,11 +45,24 @@ impl QueryRow {
 /// The query sees the snapshot of the statement that calls, and so do all queries of one call. (pgrx's own cursors
 /// take a new snapshot each, once the transaction has written.)
 pub fn for_each_row(
-    _connected: &SpiClient<'_>,
+    connected: &SpiClient<'_>,
     query: &str,
     args: &[DatumWithOid<'_>],
     mut look: impl FnMut(&QueryRow),
 ) {
+    let Ok(()) = try_for_each_row(connected, query, args, |row| {
+        look(row);
+        Ok::<(), Infallible>(())
+    });
+}
+
+/// [`for_each_row`] up to the first row at which `look` fails.
+pub fn try_for_each_row<E>(
+    _connected: &SpiClient<'_>,
+    query: &str,
+    args: &[DatumWithOid<'_>],
+    mut look: impl FnMut(&QueryRow) -> Result<(), E>,
+) -> Result<(), E> {
     let source = CString::new(query).expect("a query without NUL bytes");
     let mut types: Vec<pg_sys::Oid> = args.iter().map(DatumWithOid::oid).collect();
     let mut values: Vec<pg_sys::Datum> = args
@@ -73,16 +87,15 @@ pub fn for_each_row(
         loop {
             pg_sys::SPI_cursor_fetch(portal, true, FETCH as _);
             let (fetched, table) = (pg_sys::SPI_processed, pg_sys::SPI_tuptable);
-            for i in 0..fetched as usize {
-                look(&QueryRow { tuple: *(*table).vals.add(i), desc: (*table).tupdesc });
-            }
+            let looked = (0..fetched as usize)
+                .try_for_each(|i| look(&QueryRow { tuple: *(*table).vals.add(i), desc: (*table).tupdesc }));
             pg_sys::SPI_freetuptable(table);
-            if fetched < FETCH {
-                break;
+            if looked.is_err() || fetched < FETCH {
+                pg_sys::SPI_cursor_close(portal);
+                return looked;
             }
             pg_sys::check_for_interrupts!();
         }
-        pg_sys::SPI_cursor_close(portal);
     }
 }
 
@@ -90,6 +103,7 @@ pub fn for_each_row(
 pub struct ResultSet {
     store: *mut pg_sys::Tuplestorestate,
     desc: pg_sys::TupleDesc,
+    datums: Vec<pg_sys::Datum>,
     nulls: Vec<bool>,
 }
 
@@ -127,21 +141,25 @@ impl ResultSet {
             (*info).returnMode = pg_sys::SetFunctionReturnMode::SFRM_Materialize;
             (*info).setResult = store;
             (*info).setDesc = desc;
-            ResultSet { store, desc, nulls: vec![false; types.len()] }
+            ResultSet {
+                store,
+                desc,
+                datums: vec![pg_sys::Datum::null(); types.len()],
+                nulls: vec![false; types.len()],
+            }
         }
     }
 
     /// Adds a row; None is NULL. Datums must be of the columns' types.
     pub fn put(&mut self, values: &[Option<pg_sys::Datum>]) {
         assert_eq!(values.len(), self.nulls.len(), "a row has as many values as columns");
-        let mut datums: Vec<pg_sys::Datum> =
-            values.iter().map(|v| v.unwrap_or(pg_sys::Datum::null())).collect();
-        for (is_null, value) in self.nulls.iter_mut().zip(values) {
-            *is_null = value.is_none();
+        for ((datum, is_null), value) in self.datums.iter_mut().zip(&mut self.nulls).zip(values) {
+            (*datum, *is_null) = (value.unwrap_or(pg_sys::Datum::null()), value.is_none());
         }
         // Safety: store and descriptor are those made in `start`; both arrays have one entry per column.
         unsafe {
-            pg_sys::tuplestore_putvalues(self.store, self.desc, datums.as_mut_ptr(), self.nulls.as_mut_ptr());
+            let (datums, nulls) = (self.datums.as_mut_ptr(), self.nulls.as_mut_ptr());
+            pg_sys::tuplestore_putvalues(self.store, self.desc, datums, nulls);
         }
     }
 }

@@ -1,13 +1,17 @@
 //! Reading bars: the ones of a time range, and the lookback before it.
 
+use std::collections::TryReserveError;
+use std::fmt;
+
 use bqx_core::calendar;
 use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
-use twox_hash::XxHash3_128;
+use twox_hash::xxhash3_128::{DEFAULT_SECRET_LENGTH, RawHasher, SecretBuffer};
 
 use crate::errors::Failure;
-use crate::rows::{QueryRow, for_each_row};
+use crate::memory;
+use crate::rows::{QueryRow, for_each_row, try_for_each_row};
 
 /// Changes when the same bars would give other rows, so that every month is recomputed.
 const FINGERPRINT_VERSION: &[u8] = b"bqx 1 ";
@@ -18,14 +22,16 @@ const LOOKBACK_SPANS: [i64; 2] = [7, 60];
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 
-/// `MIN_TIMESTAMP` and `DT_NOBEGIN` (-infinity), macros that the bindings leave out.
+/// `MIN_TIMESTAMP`, `DT_NOBEGIN` (-infinity) and `DT_NOEND` (infinity), macros that the bindings leave out.
 const FIRST_INSTANT: i64 = -211_813_488_000_000_000;
 const MINUS_INFINITY: i64 = i64::MIN;
+const INFINITY: i64 = i64::MAX;
 
 /// Bars shown at a time, beside their lookback: bounds the memory of a range of any length.
 const PIECE: usize = 16_384;
 
 /// Consecutive bars of one pair, oldest first.
+#[derive(Default)]
 pub struct Series {
     /// Microseconds since 2000-01-01 UTC, strictly ascending.
     pub times: Vec<i64>,
@@ -35,38 +41,28 @@ pub struct Series {
     pub first: usize,
 }
 
-/// Bars of `[from, to)`, in microseconds since 2000-01-01 UTC, of an M1 table, with up to `lookback` bars before.
+/// Shows the bars of `[from, to)`, in microseconds since 2000-01-01 UTC, of an M1 table in consecutive pieces, each with
+/// up to `lookback` of the bars before it: memory does not grow with the range. The last piece may have no bars of
+/// the range, if there are none.
 ///
 /// 22003 for a bar whose close or rate_index is NULL, not finite or not positive, or whose time is infinite;
-/// 23505 for two bars of one minute (a table without a key may hold them).
-pub fn read(m1: pg_sys::Oid, from: i64, to: i64, lookback: usize) -> Series {
-    Spi::connect(|client| {
-        let source = Source::of(client, m1);
-        let mut series = source.before(client, from, lookback);
-        source.for_each_bar(client, from, to, |bar| source.append(&mut series, &bar));
-        series
-    })
-}
-
-/// Shows the bars that [`read`] returns in consecutive pieces, each with the lookback that all of the bars
-/// before it give, in memory that does not grow with the range.
-pub fn for_each_piece(m1: pg_sys::Oid, from: i64, to: i64, lookback: usize, mut show: impl FnMut(&Series)) {
+/// 23505 for two bars of one minute (a table without a key may hold them); 53200 where there is no memory for a
+/// piece, or `show` finds none.
+pub fn for_each_piece(
+    m1: pg_sys::Oid,
+    from: i64,
+    to: i64,
+    lookback: usize,
+    mut show: impl FnMut(&Series) -> Result<(), TryReserveError>,
+) {
     if from >= to {
         return;
     }
     Spi::connect(|client| {
         let source = Source::of(client, m1);
-        let mut piece = source.before(client, from, lookback);
-        source.for_each_bar(client, from, to, |bar| {
-            if piece.rows().len() == PIECE {
-                show(&piece);
-                piece.pass_on(lookback);
-            }
-            source.append(&mut piece, &bar);
-        });
-        if !piece.rows().is_empty() {
-            show(&piece);
-        }
+        let mut piece = Series::default();
+        let shown = source.show_pieces(client, from, to, lookback, &mut piece, &mut show);
+        shown.unwrap_or_else(|_| source.refuse_without_memory(from, to, &piece));
     });
 }
 
@@ -85,19 +81,58 @@ impl Series {
         self.first = self.times.len();
     }
 
-    /// What the rows of a table are computed from: the shape of the table (its columns and their types, as
-    /// `bqx._own_columns` has it), the bars, and as much lookback as the columns need. Equal fingerprints mean equal
-    /// rows. XXH3, 128 bits, in hexadecimal.
-    pub fn fingerprint(&self, lookback: usize, shape: &str) -> String {
-        let start = self.first.saturating_sub(lookback);
-        let mut bytes = FINGERPRINT_VERSION.to_vec();
-        bytes.extend(shape.bytes());
-        bytes.extend((self.first - start).to_le_bytes());
-        for (time, value) in self.times[start..].iter().zip(&self.values[start..]) {
-            bytes.extend(time.to_le_bytes());
-            bytes.extend(value.to_le_bytes());
+    fn push(&mut self, time: i64, value: f64) -> Result<(), TryReserveError> {
+        self.times.try_reserve(1)?;
+        self.values.try_reserve(1)?;
+        self.times.push(time);
+        self.values.push(value);
+        Ok(())
+    }
+}
+
+/// What the rows of a table are computed from: the shape of the table (its columns and their types, as
+/// `bqx._own_columns` has it), the bars, and as much lookback as the columns need. Equal fingerprints mean equal
+/// rows. XXH3, 128 bits; displayed in hexadecimal.
+pub struct Fingerprint {
+    hasher: RawHasher<&'static [u8; DEFAULT_SECRET_LENGTH]>,
+    lookback: usize,
+    /// Bars of the range so far; None before the first piece.
+    bars: Option<i64>,
+}
+
+impl Fingerprint {
+    pub fn new(lookback: usize, shape: &str) -> Fingerprint {
+        let mut hasher = RawHasher::new(SecretBuffer::default());
+        hasher.write(FINGERPRINT_VERSION);
+        hasher.write(shape.as_bytes());
+        Fingerprint { hasher, lookback, bars: None }
+    }
+
+    /// Adds the next piece of a range, as [`for_each_piece`] shows them, with at least as much lookback as the columns
+    /// need where there is as much. Just the first piece's counts: the others' are bars of the pieces before.
+    pub fn add(&mut self, piece: &Series) {
+        let mut rows = piece.rows();
+        let bars = self.bars.get_or_insert_with(|| {
+            rows.start = piece.first.saturating_sub(self.lookback);
+            self.hasher.write(&(piece.first - rows.start).to_le_bytes());
+            0
+        });
+        *bars += piece.rows().len() as i64;
+        for (time, value) in piece.times[rows.clone()].iter().zip(&piece.values[rows]) {
+            self.hasher.write(&time.to_le_bytes());
+            self.hasher.write(&value.to_le_bytes());
         }
-        format!("{:032x}", XxHash3_128::oneshot(&bytes))
+    }
+
+    /// Bars of the range, without lookback.
+    pub fn bars(&self) -> i64 {
+        self.bars.unwrap_or(0)
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.hasher.finish_128())
     }
 }
 
@@ -146,27 +181,45 @@ impl Source {
         source.expect("a query without FROM has one row")
     }
 
-    fn for_each_bar(&self, client: &SpiClient<'_>, from: i64, to: i64, mut show: impl FnMut(Bar)) {
-        let query = format!("{} WHERE {} AND {} ORDER BY t.time", self.select, self.at_or_after, self.before);
-        for_each_row(client, &query, &[instant(from), instant(to)], |row| show(Bar::from_row(row)));
-    }
-
-    /// A series without rows of its own: up to `bars` bars before an instant.
-    fn before(&self, client: &SpiClient<'_>, instant: i64, bars: usize) -> Series {
-        let mut series = Series { times: Vec::new(), values: Vec::new(), first: 0 };
-        for bar in self.newest_first(client, instant, bars).iter().rev() {
-            self.append(&mut series, bar);
+    /// Does what [`for_each_piece`] says, with a piece that is empty at first.
+    fn show_pieces(
+        &self,
+        client: &SpiClient<'_>,
+        from: i64,
+        to: i64,
+        lookback: usize,
+        piece: &mut Series,
+        show: &mut impl FnMut(&Series) -> Result<(), TryReserveError>,
+    ) -> Result<(), TryReserveError> {
+        memory::secure()?;
+        for bar in self.newest_first(client, from, lookback)?.iter().rev() {
+            self.append(piece, bar)?;
         }
-        series.first = series.times.len();
-        series
+        piece.first = piece.times.len();
+        let query = format!("{} WHERE {} AND {} ORDER BY t.time", self.select, self.at_or_after, self.before);
+        try_for_each_row(client, &query, &[instant(from), instant(to)], |row| {
+            if piece.rows().len() == PIECE {
+                show(piece)?;
+                piece.pass_on(lookback);
+                memory::secure()?;
+            }
+            self.append(piece, &Bar::from_row(row))
+        })?;
+        show(piece)
     }
 
     /// Up to `bars` bars before an instant, newest first.
-    fn newest_first(&self, client: &SpiClient<'_>, before: i64, bars: usize) -> Vec<Bar> {
+    fn newest_first(
+        &self,
+        client: &SpiClient<'_>,
+        before: i64,
+        bars: usize,
+    ) -> Result<Vec<Bar>, TryReserveError> {
         let mut found = Vec::new();
         if bars == 0 {
-            return found;
+            return Ok(found);
         }
+        found.try_reserve_exact(bars)?;
         let query = format!(
             "{} WHERE {} AND {} ORDER BY t.time DESC LIMIT {bars}",
             self.select, self.at_or_after, self.before
@@ -181,11 +234,11 @@ impl Source {
                 break;
             }
         }
-        found
+        Ok(found)
     }
 
     /// Adds a bar that is one, and is newer than all before.
-    fn append(&self, series: &mut Series, bar: &Bar) {
+    fn append(&self, series: &mut Series, bar: &Bar) -> Result<(), TryReserveError> {
         if bar.time == MINUS_INFINITY {
             self.refuse_infinite_time();
         }
@@ -197,8 +250,19 @@ impl Source {
         if series.times.last().is_some_and(|&last| last >= bar.time) {
             self.refuse_second_bar(bar.time);
         }
-        series.times.push(bar.time);
-        series.values.push(bar.rate_index.unwrap_or(f64::NAN));
+        series.push(bar.time, bar.rate_index.unwrap_or(f64::NAN))
+    }
+
+    fn refuse_without_memory(&self, from: i64, to: i64, piece: &Series) -> ! {
+        Failure::out_of_memory(format!(
+            "The rows of {} from {} to {} take more than there is, with {} bars read at a time.",
+            self.name,
+            if from == MINUS_INFINITY { "its first bar".to_string() } else { utc(from) },
+            if to == INFINITY { "its last".to_string() } else { utc(to) },
+            piece.times.len()
+        ))
+        .hint("Let the server have more memory (ulimit -v, vm.overcommit_memory), or use fewer workers.")
+        .raise()
     }
 
     fn refuse_infinite_time(&self) -> ! {

@@ -23,15 +23,24 @@ pub struct SlidingExtrema {
 
 impl SlidingExtrema {
     /// `window` must not be 0.
-    pub fn new(window: usize) -> SlidingExtrema {
+    ///
+    /// # Errors
+    /// If there is no memory for two numbers per value of the window.
+    pub fn new(window: usize) -> Result<SlidingExtrema, TryReserveError> {
         assert!(window > 0, "a window of no values has no extremes");
-        SlidingExtrema {
-            high: vec![0.0; window],
-            low: vec![0.0; window],
+        let zeros = || -> Result<Vec<f64>, TryReserveError> {
+            let mut zeros = Vec::new();
+            zeros.try_reserve_exact(window)?;
+            zeros.resize(window, 0.0);
+            Ok(zeros)
+        };
+        Ok(SlidingExtrema {
+            high: zeros()?,
+            low: zeros()?,
             cut: 0,
             younger_high: f64::NEG_INFINITY,
             younger_low: f64::INFINITY,
-        }
+        })
     }
 
     /// Makes `row` the next to fill. At least `window` values must precede it.

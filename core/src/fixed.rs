@@ -4,11 +4,12 @@
 //! are multiples of: `v = k * 2^e`. On that grid sums of values, of squares and of products with positions are
 //! sums of integers, hence exact, and taking the oldest value out undoes putting it in.
 //!
-//! [`NarrowRun`] holds runs that fit machine integers, with room for the sums: all ordinary index series.
-//! [`WideRun`] holds any run in big integers. Formulas are written once, over [`Whole`]. An [`Axis`] says how values
-//! and small integers correspond; that of a frame which is not known beforehand grows with it
+//! [`NarrowRun`] holds runs that fit machine integers, with room for the sums: all ordinary index series. Any
+//! other value is a big integer ([`Grid::whole`]). Formulas are written once, over [`Whole`]. An [`Axis`] says how
+//! values and small integers correspond; that of a frame which is not known beforehand grows with it
 //! ([`crate::moving_sums`]).
 
+use std::collections::TryReserveError;
 use std::fmt;
 use std::ops::{AddAssign, SubAssign};
 
@@ -183,7 +184,11 @@ pub(crate) fn big_whole(exponent: i32, value: f64) -> BigInt {
     }
     let (significand, own) = decompose(value);
     let shift = own - exponent;
-    if shift >= 0 { BigInt::from(significand) << shift } else { BigInt::from(significand >> -shift) }
+    match shift {
+        64.. => BigInt::from(significand) << shift,
+        0..64 => (i128::from(significand) << shift).into(),
+        _ => BigInt::from(significand >> -shift),
+    }
 }
 
 /// `2^exponent`, for the exponents of normal doubles.
@@ -358,21 +363,14 @@ pub struct NarrowRun {
 
 impl NarrowRun {
     /// `None` if the values are too far apart, too large or too small for it.
-    pub fn new(values: &[f64], grid: Grid) -> Option<NarrowRun> {
-        let axis = Axis::of(values.iter().copied(), grid)?;
-        Some(NarrowRun { y: values.iter().map(|&value| axis.y(value)).collect(), axis })
-    }
-}
-
-/// A run of values `y * 2^exponent`: any finite doubles.
-#[derive(Clone, Debug)]
-pub struct WideRun {
-    pub y: Vec<BigInt>,
-    pub grid: Grid,
-}
-
-impl WideRun {
-    pub fn new(values: &[f64], grid: Grid) -> WideRun {
-        WideRun { y: values.iter().map(|&value| grid.whole(value)).collect(), grid }
+    ///
+    /// # Errors
+    /// If there is no memory for as many integers as values.
+    pub fn new(values: &[f64], grid: Grid) -> Result<Option<NarrowRun>, TryReserveError> {
+        let Some(axis) = Axis::of(values.iter().copied(), grid) else { return Ok(None) };
+        let mut y = Vec::new();
+        y.try_reserve_exact(values.len())?;
+        y.extend(values.iter().map(|&value| axis.y(value)));
+        Ok(Some(NarrowRun { y, axis }))
     }
 }

@@ -6,6 +6,8 @@
 //! The cost per row does not depend on the window. Windows whose sums could outgrow machine integers, see
 //! [`Axis::fits`](crate::fixed::Axis::fits), slide big integers; their results are the same bits, later.
 
+use std::collections::TryReserveError;
+use std::fmt;
 use std::ops::Range;
 
 use num_bigint::BigInt;
@@ -13,7 +15,7 @@ use num_bigint::BigInt;
 use crate::columns::{AGG_WINDOW, Column, Family, RegMetric};
 use crate::extrema::SlidingExtrema;
 pub use crate::fixed::NotFinite;
-use crate::fixed::{Grid, NarrowRun, WideRun};
+use crate::fixed::{Grid, NarrowRun};
 use crate::quadratic::{
     self, QuadraticConstants, QuadraticFrame, QuadraticInputs, QuadraticMoments, QuadraticSums,
 };
@@ -41,6 +43,38 @@ pub enum Arithmetic {
     Wide,
 }
 
+/// Why a run of values can't be computed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunError {
+    /// A value is NaN or infinite.
+    NotFinite(NotFinite),
+    /// There is no memory for the run.
+    OutOfMemory(TryReserveError),
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RunError::NotFinite(error) => error.fmt(f),
+            RunError::OutOfMemory(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for RunError {}
+
+impl From<NotFinite> for RunError {
+    fn from(error: NotFinite) -> Self {
+        RunError::NotFinite(error)
+    }
+}
+
+impl From<TryReserveError> for RunError {
+    fn from(error: TryReserveError) -> Self {
+        RunError::OutOfMemory(error)
+    }
+}
+
 /// Computes the value columns of a run of bars, in row order.
 pub struct FrameRows<'a> {
     run: Run<'a>,
@@ -48,7 +82,7 @@ pub struct FrameRows<'a> {
     /// Columns that repeat the value itself.
     rate_index: Vec<usize>,
     groups: Vec<Group>,
-    block: Box<Block>,
+    scratch: Box<Scratch>,
 }
 
 impl<'a> FrameRows<'a> {
@@ -56,12 +90,13 @@ impl<'a> FrameRows<'a> {
     /// [`Column::RateIndex`], [`Column::Window`], [`Column::Agg`] and [`Column::Reg`], in any order.
     ///
     /// # Errors
-    /// [`NotFinite`] if a value is NaN or infinite.
+    /// [`RunError`] if a value is NaN or infinite, or if there is no memory for the run: it takes 8 bytes per value
+    /// and, for windows with extremes, 16 per value of the window.
     ///
     /// # Panics
     /// If a column holds no double computed here (`ts_utc`, `created_at`) or its window is too short for its
     /// family: a caller's bug.
-    pub fn new(values: &'a [f64], columns: &[Column]) -> Result<Self, NotFinite> {
+    pub fn new(values: &'a [f64], columns: &[Column]) -> Result<Self, RunError> {
         Self::with_arithmetic(values, columns, Arithmetic::Best)
     }
 
@@ -70,11 +105,10 @@ impl<'a> FrameRows<'a> {
         values: &'a [f64],
         columns: &[Column],
         arithmetic: Arithmetic,
-    ) -> Result<Self, NotFinite> {
+    ) -> Result<Self, RunError> {
         let grid = Grid::of(values.iter().copied())?;
-        let narrow = NarrowRun::new(values, grid).filter(|_| arithmetic != Arithmetic::Wide);
-        let portable = arithmetic == Arithmetic::Portable;
-        let mut run = Run { values, narrow, wide: None, portable };
+        let narrow = if arithmetic == Arithmetic::Wide { None } else { NarrowRun::new(values, grid)? };
+        let run = Run { values, grid, narrow, portable: arithmetic == Arithmetic::Portable };
         let mut rate_index = Vec::new();
         let mut groups: Vec<Group> = Vec::new();
         for (position, &column) in columns.iter().enumerate() {
@@ -96,18 +130,12 @@ impl<'a> FrameRows<'a> {
                     family,
                     window,
                     cells: vec![cell],
-                    kernel: run.kernel(family, window, grid),
+                    kernel: run.kernel(family, window)?,
                     next: None,
                 }),
             }
         }
-        Ok(FrameRows {
-            run,
-            width: columns.len(),
-            rate_index,
-            groups,
-            block: Box::new([[0.0; BLOCK]; METRICS]),
-        })
+        Ok(FrameRows { run, width: columns.len(), rate_index, groups, scratch: Box::default() })
     }
 
     /// Computes `rows`, positions in `values`, into `out`, row-major, one double per column.
@@ -130,7 +158,7 @@ impl<'a> FrameRows<'a> {
                 }
             }
             for group in &mut self.groups {
-                group.fill(&self.run, start..stop, &mut self.block, out, self.width);
+                group.fill(&self.run, start..stop, &mut self.scratch, out, self.width);
             }
         }
     }
@@ -139,36 +167,28 @@ impl<'a> FrameRows<'a> {
 /// The values, in all the forms that kernels need.
 struct Run<'a> {
     values: &'a [f64],
+    grid: Grid,
     narrow: Option<NarrowRun>,
-    /// Made when the first window needs it.
-    wide: Option<WideRun>,
     portable: bool,
 }
 
 impl Run<'_> {
-    /// The kernel for a window; remembers the form of the values that it needs.
-    fn kernel(&mut self, family: Family, window: usize, grid: Grid) -> Box<dyn Kernel> {
-        match &self.narrow {
-            Some(run) if run.axis.fits(window) => match family {
-                Family::Bqx => Box::new(NarrowWindow::new(window, run)),
-                Family::Reg => Box::new(NarrowQuadratic::new(window, run)),
-            },
-            _ => {
-                self.wide.get_or_insert_with(|| WideRun::new(self.values, grid));
-                match family {
-                    Family::Bqx => Box::new(WideWindow::new(window)),
-                    Family::Reg => Box::new(WideQuadratic::new(window)),
-                }
-            }
-        }
+    fn kernel(&self, family: Family, window: usize) -> Result<Box<dyn Kernel>, TryReserveError> {
+        Ok(match (&self.narrow, family) {
+            (Some(run), Family::Bqx) if run.axis.fits(window) => Box::new(NarrowWindow::new(window, run)?),
+            (Some(run), Family::Reg) if run.axis.fits(window) => Box::new(NarrowQuadratic::new(window, run)),
+            (_, Family::Bqx) => Box::new(WideWindow::new(window)?),
+            (_, Family::Reg) => Box::new(WideQuadratic::new(window)),
+        })
     }
 
     fn narrow(&self) -> &NarrowRun {
         self.narrow.as_ref().expect("narrow kernels are made for narrow runs")
     }
 
-    fn wide(&self) -> &WideRun {
-        self.wide.as_ref().expect("made with the first wide kernel")
+    /// A value as an integer on the run's grid.
+    fn whole(&self, row: usize) -> BigInt {
+        self.grid.whole(self.values[row])
     }
 }
 
@@ -190,7 +210,7 @@ struct Group {
 
 impl Group {
     /// Computes at most [`BLOCK`] rows into their columns of `out`, which has `width` of them.
-    fn fill(&mut self, run: &Run, rows: Range<usize>, block: &mut Block, out: &mut [f64], width: usize) {
+    fn fill(&mut self, run: &Run, rows: Range<usize>, scratch: &mut Scratch, out: &mut [f64], width: usize) {
         let first = self.window.clamp(rows.start, rows.end);
         let (without, with) = out.split_at_mut((first - rows.start) * width);
         for row in without.chunks_exact_mut(width) {
@@ -202,11 +222,11 @@ impl Group {
         if self.next != Some(first) {
             self.kernel.seed(run, first);
         }
-        self.kernel.fill(run, first..rows.end, &self.cells, block);
+        self.kernel.fill(run, first..rows.end, &self.cells, scratch);
         self.next = Some(rows.end);
         for (i, row) in with.chunks_exact_mut(width).enumerate() {
             for cell in &self.cells {
-                row[cell.column] = block[cell.metric][i];
+                row[cell.column] = scratch.block[cell.metric][i];
             }
         }
     }
@@ -216,8 +236,30 @@ impl Group {
 trait Kernel {
     /// Makes `row` the next to fill. At least a window must precede it.
     fn seed(&mut self, run: &Run, row: usize);
-    /// Computes the metrics of `cells` for `rows`, at most [`BLOCK`]; other metrics are left to chance.
-    fn fill(&mut self, run: &Run, rows: Range<usize>, cells: &[Cell], block: &mut Block);
+    /// Computes the metrics of `cells` for `rows`, at most [`BLOCK`], into the scratch's block; other metrics are left
+    /// to chance.
+    fn fill(&mut self, run: &Run, rows: Range<usize>, cells: &[Cell], scratch: &mut Scratch);
+}
+
+/// What computing a block takes, whichever the window: nothing in it outlives a [`Kernel::fill`].
+struct Scratch {
+    block: Block,
+    window_moments: [WindowMoments<i128>; BLOCK],
+    window_lanes: WindowLanes,
+    quadratic_moments: [QuadraticMoments<i128>; BLOCK],
+    quadratic_lanes: QuadraticLanes,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Scratch {
+            block: [[0.0; BLOCK]; METRICS],
+            window_moments: [WindowMoments::default(); BLOCK],
+            window_lanes: WindowLanes::ZERO,
+            quadratic_moments: [QuadraticMoments::default(); BLOCK],
+            quadratic_lanes: QuadraticLanes::ZERO,
+        }
+    }
 }
 
 /// The value before, the oldest value of the window before and the value itself, for each of `rows`.
@@ -294,6 +336,17 @@ struct WindowLanes {
     min: Lane,
 }
 
+impl WindowLanes {
+    const ZERO: WindowLanes = WindowLanes {
+        excess: DoubleLane::ZERO,
+        spread: DoubleLane::ZERO,
+        now: [0.0; BLOCK],
+        oldest: [0.0; BLOCK],
+        max: [0.0; BLOCK],
+        min: [0.0; BLOCK],
+    };
+}
+
 impl Lanes for WindowLanes {
     type Constants = WindowConstants;
 
@@ -325,6 +378,18 @@ struct QuadraticLanes {
     newest: Lane,
     oldest: Lane,
     now: Lane,
+}
+
+impl QuadraticLanes {
+    const ZERO: QuadraticLanes = QuadraticLanes {
+        excess: DoubleLane::ZERO,
+        linear: DoubleLane::ZERO,
+        curvature: DoubleLane::ZERO,
+        spread: DoubleLane::ZERO,
+        newest: [0.0; BLOCK],
+        oldest: [0.0; BLOCK],
+        now: [0.0; BLOCK],
+    };
 }
 
 impl Lanes for QuadraticLanes {
@@ -360,39 +425,34 @@ struct NarrowWindow {
     sums: WindowSums<i128>,
     extrema: SlidingExtrema,
     constants: WindowConstants,
-    moments: Box<[WindowMoments<i128>; BLOCK]>,
-    lanes: Box<WindowLanes>,
 }
 
 impl NarrowWindow {
-    fn new(window: usize, run: &NarrowRun) -> Self {
-        let empty = [0.0; BLOCK];
-        NarrowWindow {
+    fn new(window: usize, run: &NarrowRun) -> Result<Self, TryReserveError> {
+        Ok(NarrowWindow {
             window,
             sums: WindowSums::default(),
-            extrema: SlidingExtrema::new(window),
+            extrema: SlidingExtrema::new(window)?,
             constants: WindowConstants::new(window, run.axis.scale(), run.axis.inverse_scale()),
-            moments: Box::new([WindowMoments::default(); BLOCK]),
-            lanes: Box::new(WindowLanes {
-                excess: DoubleLane::ZERO,
-                spread: DoubleLane::ZERO,
-                now: empty,
-                oldest: empty,
-                max: empty,
-                min: empty,
-            }),
-        }
+        })
     }
 
-    fn frame(&self, run: &NarrowRun, row: usize) -> WindowFrame<i128> {
+    fn frame(
+        &self,
+        run: &NarrowRun,
+        lanes: &WindowLanes,
+        row: usize,
+        moments: WindowMoments<i128>,
+    ) -> WindowFrame<i128> {
+        let whole = |lane: &Lane| run.axis.whole(lane[row]).into();
         WindowFrame {
             len: self.window,
             exponent: run.axis.exponent(),
-            moments: self.moments[row],
-            now: run.axis.whole(self.lanes.now[row]).into(),
-            oldest: run.axis.whole(self.lanes.oldest[row]).into(),
-            max: run.axis.whole(self.lanes.max[row]).into(),
-            min: run.axis.whole(self.lanes.min[row]).into(),
+            moments,
+            now: whole(&lanes.now),
+            oldest: whole(&lanes.oldest),
+            max: whole(&lanes.max),
+            min: whole(&lanes.min),
         }
     }
 }
@@ -404,14 +464,14 @@ impl Kernel for NarrowWindow {
         run.narrow().y[row - self.window..row].iter().for_each(|&y| self.sums.push(&y.into()));
     }
 
-    fn fill(&mut self, run: &Run, rows: Range<usize>, cells: &[Cell], block: &mut Block) {
+    fn fill(&mut self, run: &Run, rows: Range<usize>, cells: &[Cell], scratch: &mut Scratch) {
+        let Scratch { block, window_moments: all_moments, window_lanes: lanes, .. } = scratch;
         let (narrow, n) = (run.narrow(), rows.len());
-        let lanes = &mut *self.lanes;
         lanes.now[..n].copy_from_slice(&run.values[rows.clone()]);
         lanes.oldest[..n].copy_from_slice(&run.values[rows.start - self.window..rows.end - self.window]);
         self.extrema.fill(run.values, rows.clone(), &mut lanes.max, &mut lanes.min);
         let around = around(&narrow.y, rows, self.window);
-        for (i, (moments, (_, &oldest, &now))) in self.moments.iter_mut().zip(around).enumerate() {
+        for (i, (moments, (_, &oldest, &now))) in all_moments.iter_mut().zip(around).enumerate() {
             let now = now.into();
             *moments = self.sums.moments(&now);
             self.sums.slide(&oldest.into(), &now);
@@ -420,7 +480,9 @@ impl Kernel for NarrowWindow {
         }
         let constants = &self.constants;
         with_best_products(&BlockEstimate { lanes, constants }, run.portable, block);
-        settle(cells, n, block, |row, metric| self.frame(narrow, row).metric(Metric::ALL[metric]));
+        settle(cells, n, block, |row, metric| {
+            self.frame(narrow, lanes, row, all_moments[row]).metric(Metric::ALL[metric])
+        });
     }
 }
 
@@ -433,14 +495,14 @@ struct WideWindow {
 }
 
 impl WideWindow {
-    fn new(window: usize) -> Self {
-        WideWindow {
+    fn new(window: usize) -> Result<Self, TryReserveError> {
+        Ok(WideWindow {
             window,
             sums: WindowSums::default(),
-            extrema: SlidingExtrema::new(window),
+            extrema: SlidingExtrema::new(window)?,
             max: [0.0; BLOCK],
             min: [0.0; BLOCK],
-        }
+        })
     }
 }
 
@@ -448,25 +510,25 @@ impl Kernel for WideWindow {
     fn seed(&mut self, run: &Run, row: usize) {
         self.extrema.seed(run.values, row);
         self.sums = WindowSums::default();
-        run.wide().y[row - self.window..row].iter().for_each(|y| self.sums.push(y));
+        (row - self.window..row).for_each(|row| self.sums.push(&run.whole(row)));
     }
 
-    fn fill(&mut self, run: &Run, rows: Range<usize>, cells: &[Cell], block: &mut Block) {
-        let wide = run.wide();
+    fn fill(&mut self, run: &Run, rows: Range<usize>, cells: &[Cell], scratch: &mut Scratch) {
         self.extrema.fill(run.values, rows.clone(), &mut self.max, &mut self.min);
-        for (i, (_, oldest, now)) in around(&wide.y, rows, self.window).enumerate() {
+        for (i, row) in rows.enumerate() {
+            let now = run.whole(row);
             let frame = WindowFrame {
                 len: self.window,
-                exponent: wide.grid.exponent,
-                moments: self.sums.moments(now),
-                now: now.clone(),
-                oldest: oldest.clone(),
-                max: wide.grid.whole(self.max[i]),
-                min: wide.grid.whole(self.min[i]),
+                exponent: run.grid.exponent,
+                moments: self.sums.moments(&now),
+                now,
+                oldest: run.whole(row - self.window),
+                max: run.grid.whole(self.max[i]),
+                min: run.grid.whole(self.min[i]),
             };
-            self.sums.slide(oldest, now);
+            self.sums.slide(&frame.oldest, &frame.now);
             for cell in cells {
-                block[cell.metric][i] = frame.metric(Metric::ALL[cell.metric]);
+                scratch.block[cell.metric][i] = frame.metric(Metric::ALL[cell.metric]);
             }
         }
     }
@@ -480,42 +542,34 @@ struct NarrowQuadratic {
     window: usize,
     sums: QuadraticSums<i128>,
     constants: QuadraticConstants,
-    moments: Box<[QuadraticMoments<i128>; BLOCK]>,
-    lanes: Box<QuadraticLanes>,
 }
 
 impl NarrowQuadratic {
     fn new(window: usize, run: &NarrowRun) -> Self {
-        let empty = [0.0; BLOCK];
         NarrowQuadratic {
             window,
             sums: QuadraticSums::default(),
             constants: QuadraticConstants::new(window, run.axis.scale(), run.axis.inverse_scale()),
-            moments: Box::new([QuadraticMoments::default(); BLOCK]),
-            lanes: Box::new(QuadraticLanes {
-                excess: DoubleLane::ZERO,
-                linear: DoubleLane::ZERO,
-                curvature: DoubleLane::ZERO,
-                spread: DoubleLane::ZERO,
-                newest: empty,
-                oldest: empty,
-                now: empty,
-            }),
         }
     }
 
-    fn metric(&self, run: &NarrowRun, row: usize, metric: RegMetric) -> f64 {
+    fn metric(
+        &self,
+        run: &NarrowRun,
+        lanes: &QuadraticLanes,
+        row: usize,
+        moments: QuadraticMoments<i128>,
+        metric: RegMetric,
+    ) -> f64 {
+        let whole = |lane: &Lane| i128::from(run.axis.whole(lane[row]));
         if metric == RegMetric::Endpoint {
-            return window::relative_change::<i128>(
-                &run.axis.whole(self.lanes.oldest[row]).into(),
-                &run.axis.whole(self.lanes.now[row]).into(),
-            );
+            return window::relative_change(&whole(&lanes.oldest), &whole(&lanes.now));
         }
         let frame = QuadraticFrame {
             len: self.window,
             exponent: run.axis.exponent(),
-            moments: self.moments[row],
-            newest: run.axis.whole(self.lanes.newest[row]).into(),
+            moments,
+            newest: whole(&lanes.newest),
         };
         frame.metric(metric)
     }
@@ -527,14 +581,14 @@ impl Kernel for NarrowQuadratic {
         run.narrow().y[row - self.window..row].iter().for_each(|&y| self.sums.push(&y.into()));
     }
 
-    fn fill(&mut self, run: &Run, rows: Range<usize>, cells: &[Cell], block: &mut Block) {
+    fn fill(&mut self, run: &Run, rows: Range<usize>, cells: &[Cell], scratch: &mut Scratch) {
+        let Scratch { block, quadratic_moments: all_moments, quadratic_lanes: lanes, .. } = scratch;
         let (narrow, n) = (run.narrow(), rows.len());
-        let lanes = &mut *self.lanes;
         lanes.now[..n].copy_from_slice(&run.values[rows.clone()]);
         lanes.newest[..n].copy_from_slice(&run.values[rows.start - 1..rows.end - 1]);
         lanes.oldest[..n].copy_from_slice(&run.values[rows.start - self.window..rows.end - self.window]);
         let around = around(&narrow.y, rows, self.window);
-        for (i, (moments, (&newest, &oldest, &now))) in self.moments.iter_mut().zip(around).enumerate() {
+        for (i, (moments, (&newest, &oldest, &now))) in all_moments.iter_mut().zip(around).enumerate() {
             *moments = self.sums.moments(&newest.into());
             self.sums.slide(&oldest.into(), &now.into());
             lanes.excess.set(i, DoubleDouble::from_integer(moments.excess));
@@ -544,7 +598,9 @@ impl Kernel for NarrowQuadratic {
         }
         let constants = &self.constants;
         with_best_products(&BlockEstimate { lanes, constants }, run.portable, block);
-        settle(cells, n, block, |row, metric| self.metric(narrow, row, RegMetric::ALL[metric]));
+        settle(cells, n, block, |row, metric| {
+            self.metric(narrow, lanes, row, all_moments[row], RegMetric::ALL[metric])
+        });
     }
 }
 
@@ -562,22 +618,22 @@ impl WideQuadratic {
 impl Kernel for WideQuadratic {
     fn seed(&mut self, run: &Run, row: usize) {
         self.sums = QuadraticSums::default();
-        run.wide().y[row - self.window..row].iter().for_each(|y| self.sums.push(y));
+        (row - self.window..row).for_each(|row| self.sums.push(&run.whole(row)));
     }
 
-    fn fill(&mut self, run: &Run, rows: Range<usize>, cells: &[Cell], block: &mut Block) {
-        let wide = run.wide();
-        for (i, (newest, oldest, now)) in around(&wide.y, rows, self.window).enumerate() {
+    fn fill(&mut self, run: &Run, rows: Range<usize>, cells: &[Cell], scratch: &mut Scratch) {
+        for (i, row) in rows.enumerate() {
+            let (oldest, newest, now) = (run.whole(row - self.window), run.whole(row - 1), run.whole(row));
             let frame = QuadraticFrame {
                 len: self.window,
-                exponent: wide.grid.exponent,
-                moments: self.sums.moments(newest),
-                newest: newest.clone(),
+                exponent: run.grid.exponent,
+                moments: self.sums.moments(&newest),
+                newest,
             };
-            self.sums.slide(oldest, now);
+            self.sums.slide(&oldest, &now);
             for cell in cells {
-                block[cell.metric][i] = match RegMetric::ALL[cell.metric] {
-                    RegMetric::Endpoint => window::relative_change(oldest, now),
+                scratch.block[cell.metric][i] = match RegMetric::ALL[cell.metric] {
+                    RegMetric::Endpoint => window::relative_change(&oldest, &now),
                     metric => frame.metric(metric),
                 };
             }

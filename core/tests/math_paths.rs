@@ -4,7 +4,7 @@ mod math_support;
 
 use bqx_core::columns::{AGG_WINDOW, AggMetric, Column, Family, RegMetric, WindowMetric, columns};
 use bqx_core::fixed::{Axis, Grid};
-use bqx_core::frame_rows::{Arithmetic, FrameRows, NotFinite};
+use bqx_core::frame_rows::{Arithmetic, FrameRows, NotFinite, RunError};
 use math_support::{Random, Series};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -214,7 +214,7 @@ fn overflow_is_infinite() {
 #[test]
 fn names_the_first_value_that_is_not_finite() {
     let error = FrameRows::new(&[1.0, f64::INFINITY, f64::NAN], &[Column::RateIndex]).err();
-    assert_eq!(error, Some(NotFinite { position: 1 }));
+    assert_eq!(error, Some(RunError::NotFinite(NotFinite { position: 1 })));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod math_support;
 
 use bqx_core::extrema::SlidingExtrema;
-use bqx_core::fixed::{Grid, NarrowRun, NotFinite, WideRun};
+use bqx_core::fixed::{Grid, NarrowRun, NotFinite};
 use bqx_core::quadratic::QuadraticSums;
 use bqx_core::window::WindowSums;
 use math_support::{Series, exact, integer, power_of_two};
@@ -101,7 +101,7 @@ proptest! {
     ) {
         let values = series.values(seed, 150);
         let first = window + skipped;
-        let mut sliding = SlidingExtrema::new(window);
+        let mut sliding = SlidingExtrema::new(window).unwrap();
         sliding.seed(&values, first);
         for start in (first..values.len()).step_by(chunk) {
             let stop = values.len().min(start + chunk);
@@ -121,14 +121,14 @@ proptest! {
         let values = series.values(seed, 50);
         let grid = Grid::of(values.iter().copied()).unwrap();
         let unit = power_of_two(grid.exponent.into());
-        let wide = WideRun::new(&values, grid);
-        for (y, &value) in wide.y.iter().zip(&values) {
+        let wide: Vec<BigInt> = values.iter().map(|&value| grid.whole(value)).collect();
+        for (y, &value) in wide.iter().zip(&values) {
             prop_assert_eq!(math_support::Rational::from(y.clone()) * &unit, exact(value));
             prop_assert!(y.bits() <= grid.bits.into());
         }
-        let odd = wide.y.iter().any(|y| y.bit(0));
-        prop_assert!(odd || wide.y.iter().all(Zero::is_zero), "no finer than needed");
-        if let Some(narrow) = NarrowRun::new(&values, grid) {
+        let odd = wide.iter().any(|y| y.bit(0));
+        prop_assert!(odd || wide.iter().all(Zero::is_zero), "no finer than needed");
+        if let Some(narrow) = NarrowRun::new(&values, grid).unwrap() {
             for (&y, &value) in narrow.y.iter().zip(&values) {
                 prop_assert_eq!(integer(y as i128 + narrow.axis.reference() as i128) * &unit, exact(value));
                 prop_assert_eq!(BigInt::from(narrow.axis.whole(value)), grid.whole(value));

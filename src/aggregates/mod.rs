@@ -17,6 +17,7 @@ use pgrx::prelude::*;
 use pgrx::{Internal, pg_sys};
 
 use crate::errors::Failure;
+use crate::memory;
 
 pub mod quadratic_reg;
 pub mod quadratic_reg_xy;
@@ -35,6 +36,7 @@ unsafe fn state_or<S>(
     make: impl FnOnce() -> S,
 ) -> &mut S {
     if !state.initialized() {
+        memory::secure().unwrap_or_else(out_of_memory);
         let mut context: pg_sys::MemoryContext = std::ptr::null_mut();
         // Safety: `fcinfo` is that of a call in progress.
         if unsafe { pg_sys::AggCheckCallContext(fcinfo, &mut context) } == 0 {
@@ -47,11 +49,12 @@ unsafe fn state_or<S>(
     unsafe { state.get_mut().expect("it is initialized") }
 }
 
-/// 53200: a frame's values lie in memory that is not PostgreSQL's, and running out of it must not end the process.
+/// Raises the error of a frame whose values, or a state that, finds no memory.
 fn out_of_memory(_: TryReserveError) {
-    Failure::new(PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY, "out of memory")
-        .detail("The frame of a window aggregate has too many rows.")
-        .raise()
+    Failure::out_of_memory(
+        "A window aggregate's frame has too many rows, or there are too many groups at a time.",
+    )
+    .raise()
 }
 
 /// A value of the composite type that the function being called returns.

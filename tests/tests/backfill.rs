@@ -9,10 +9,11 @@ use std::thread;
 use std::time::Duration;
 
 use bqx_tests::{Db, error_of, own_server};
+use common::backfilled::{PREPARED, faults, prepare, wait_until};
 use common::{attempt, checksums, row, rows, run, run_each};
 use pgcluster::Cluster;
 use postgres::Client;
-use two_pairs::{PREPARED, cluster, expected, faults, filled, prepare, prepared, wait_until};
+use two_pairs::{cluster, expected, filled, prepared};
 
 /// Where and by which transaction each row of the derived tables was written.
 fn row_versions(db: &Db) -> Vec<String> {

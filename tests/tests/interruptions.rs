@@ -10,9 +10,10 @@ use std::process::Stdio;
 use std::thread::{self, JoinHandle};
 
 use bqx_tests::{Db, SqlError, error_of};
+use common::backfilled::{faults, wait_until};
 use common::{attempt, checksums, row, rows, run};
 use postgres::Client;
-use two_pairs::{expected, faults, prepared, wait_until};
+use two_pairs::{expected, prepared};
 
 /// A lock that no writer of usdjpy's months gets past, until the session ends.
 const HOLD_UP: &str = "BEGIN; LOCK TABLE bqx.bqx_usdjpy IN SHARE ROW EXCLUSIVE MODE";

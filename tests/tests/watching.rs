@@ -7,9 +7,10 @@ mod two_pairs;
 use std::thread;
 
 use bqx_tests::{Db, error_of};
+use common::backfilled::wait_until;
 use common::{row, rows, run, run_each};
 use postgres::Client;
-use two_pairs::{filled, prepared, wait_until};
+use two_pairs::{filled, prepared};
 
 /// A run of one worker that has done July of eurusd and written August, and can't commit it until the session
 /// that comes with it ends.

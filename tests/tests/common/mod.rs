@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // each test program uses its part
 
+pub mod backfilled;
+
 use bqx_tests::{Db, SqlError};
 use postgres::{Client, SimpleQueryMessage};
 
