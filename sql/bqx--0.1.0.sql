@@ -3403,7 +3403,7 @@ WITH latest AS MATERIALIZED (
       FROM bqx.runs AS r JOIN bqx.job_ledger AS j USING (run_id) GROUP BY j.family, j.pair
 )
 SELECT t.family, t.pair, t.months_done, t.months_total, t.rows_written,
-       round((100 * t.work / t.months_total)::numeric, 1)::double precision AS percent,
+       round((100 * coalesce(t.work, 0) / t.months_total)::numeric, 1)::double precision AS percent,
        CASE WHEN t.months_failed > 0 THEN 'failed'
             WHEN t.months_done = t.months_total THEN 'complete'
             WHEN t.months_running > 0 OR (t.months_done > 0 AND r.state = 'running') THEN 'in progress'
@@ -3415,7 +3415,7 @@ SELECT t.family, t.pair, t.months_done, t.months_total, t.rows_written,
                count(*) FILTER (WHERE j.state = 'done') AS months_done,
                count(*) FILTER (WHERE j.state = 'failed') AS months_failed,
                count(*) FILTER (WHERE j.state = 'running') AS months_running,
-               sum(j.work) AS work,
+               sum(j.work) FILTER (WHERE j.state <> 'failed') AS work,
                coalesce(sum(j.rows_written), 0)::bigint AS rows_written
           FROM bqx._jobs_now(r.run_id) AS j
          GROUP BY j.family, j.pair) AS t
