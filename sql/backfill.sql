@@ -236,13 +236,18 @@ BEGIN
 END
 $$;
 
--- Lets workers go on without the calling session, once one has taken over.
+-- Lets workers go on without the calling session, once one has taken over. An error if none did.
 CREATE FUNCTION bqx._let_workers_go(run_id bigint) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     WHILE NOT EXISTS (SELECT FROM bqx._holders('run', run_id)) LOOP
-        EXIT WHEN NOT bqx._await_workers(10);
+        IF NOT bqx._await_workers(10) THEN
+            IF (bqx._run_outcome(run_id)).open > 0 THEN
+                PERFORM bqx._report_run(run_id);
+            END IF;
+            EXIT;
+        END IF;
     END LOOP;
     PERFORM bqx._forget_workers();
 END
@@ -277,10 +282,9 @@ BEGIN
     wanted := least(coalesce(workers, bqx._useful_workers()), (SELECT count(*) FROM bqx._open_units(run_id, NULL::int)));
     IF wanted > 0 THEN
         started := bqx._start_workers(run_id, wanted);
-        IF NOT wait THEN
+        IF started > 0 AND NOT wait THEN
             PERFORM bqx._let_workers_go(run_id);
-        END IF;
-        IF started = 0 AND NOT wait THEN
+        ELSIF started = 0 AND NOT wait THEN
             PERFORM bqx._cancel_open_jobs(run_id);
             PERFORM bqx._close_run(run_id);
             PERFORM bqx._leave_run();
@@ -288,7 +292,8 @@ BEGIN
             SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
             SET LOCAL search_path TO pg_catalog, pg_temp;
             PERFORM bqx._refuse_without_worker();
-        ELSIF started < wanted THEN
+        END IF;
+        IF started < wanted THEN
             RAISE NOTICE '% of % background workers started (max_worker_processes = %)%', started, wanted,
                 current_setting('max_worker_processes'),
                 CASE started WHEN 0 THEN ': this session does the work' ELSE '' END;

@@ -9,10 +9,11 @@ mod two_pairs;
 use std::process::Stdio;
 use std::thread::{self, JoinHandle};
 
-use bqx_tests::{Db, SqlError, error_of};
-use common::backfilled::{faults, wait_until};
+use bqx_tests::{Db, SqlError, error_of, own_server};
+use common::backfilled::{faults, prepare, wait_until};
 use common::{attempt, checksums, row, rows, run};
 use postgres::Client;
+use rustix::process::{Signal, kill_process};
 use two_pairs::{expected, prepared};
 
 /// A lock that no writer of usdjpy's months gets past, until the session ends.
@@ -279,4 +280,31 @@ fn a_resumed_run_does_what_failed_before() {
     let (mut session, notices) = db.connect_with_notices();
     run(&mut session, "CALL bqx.resume(1)");
     assert!(notices.take().iter().any(|n| n.contains("nothing to do")));
+}
+
+#[test]
+fn a_worker_that_never_gets_to_work_is_no_run_in_the_background() {
+    let own = own_server("no-start", &[]);
+    let db = Db::on(&own, "no_start");
+    prepare(&db);
+    let mut admin = db.connect();
+    run(&mut admin, "CREATE ROLE no_start LOGIN SUPERUSER");
+    let mut session = db.connect_as("no_start");
+    run(&mut session, "CALL bqx.create_tables()");
+    // The postmaster starts the worker only when the role may not log in any more.
+    let postmaster = own.postmaster_pid().unwrap();
+    kill_process(postmaster, Signal::STOP).unwrap();
+    let called = thread::spawn(move || {
+        (error_of(&mut session, "CALL bqx.backfill(workers => 1, wait => false)"), session)
+    });
+    let awaits = "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'Extension' AND query LIKE 'CALL bqx.%'";
+    wait_until(&mut admin, awaits);
+    run(&mut admin, "ALTER ROLE no_start NOLOGIN");
+    kill_process(postmaster, Signal::CONT).unwrap();
+    let (error, mut session) = called.join().unwrap();
+    assert_eq!(error.code, "55000", "{error:?}");
+    assert_eq!(error.message, "12 of 12 jobs of run 1 were not done: their worker ended early");
+    assert_eq!(row(&mut session, "SELECT state FROM bqx.runs"), "interrupted");
+    run(&mut session, "CALL bqx.resume(1)");
+    assert_eq!(row(&mut session, "SELECT count(*) FROM bqx.jobs WHERE run_id = 1 AND state = 'done'"), "12");
 }
