@@ -26,6 +26,18 @@ BEGIN
 END
 $$;
 
+-- What to do about errors of PostgreSQL's that come without a hint.
+CREATE FUNCTION bqx._hint_for(error_code text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE error_code
+        WHEN '53100' THEN 'Make room on the disk, or ALTER TABLE … SET TABLESPACE.'
+        WHEN '53200' THEN 'Let the server have more memory, or use fewer workers.'
+        WHEN '55P03' THEN 'Another session held a lock for longer than lock_timeout; pg_locks shows locks.'
+        WHEN '40P01' THEN 'Another session took locks in another order.'
+        WHEN '42501' THEN 'GRANT what is missing.' END
+$$;
+
 -- Runs the jobs of one pair and month for these families, and records how they ended. What fails leaves the month
 -- as it was. Returns true if all went well.
 CREATE FUNCTION bqx._run_jobs(
@@ -44,6 +56,7 @@ DECLARE
 BEGIN
     PERFORM bqx._show_claim(run_id, worker, pair, to_char(month, 'YYYY-MM'), families, job_ids);
     BEGIN
+        PERFORM bqx._lock_tables(pair, families);
         FOREACH one_family IN ARRAY families LOOP
             IF NOT bqx._run_force(run_id) AND bqx._month_is_current(one_family, pair, month) THEN
                 PERFORM bqx._finish_job(run_id, one_family, pair, month, 'done', worker, started,
@@ -72,7 +85,8 @@ BEGIN
                   FROM unnest(families, job_ids) AS j (f, id));
     END IF;
     PERFORM bqx._finish_job(run_id, families[1], pair, month, 'failed', worker, started, NULL::bigint, NULL::bigint,
-        NULL::bigint, NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code, hint);
+        NULL::bigint, NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code,
+        coalesce(nullif(hint, ''), bqx._hint_for(code)));
     RETURN false;
 END
 $$;

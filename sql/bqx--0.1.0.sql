@@ -1002,7 +1002,8 @@ SET LOCAL search_path TO bqx, pg_temp;
 -- Monthly partitions. They are found by their bounds, never by their names.
 
 -- Range partitions of `parent` whose key is one time column, with their bounds as instants; a `timestamp` key
--- means UTC. The pinned TimeZone and DateStyle make the printed bounds read back as the same instants.
+-- means UTC. The pinned TimeZone and DateStyle make the printed bounds read back as the same instants. (Given the partition,
+-- pg_get_expr would lock it, and so wait for whoever fills another month; bounds have no columns that it needs one for.)
 CREATE FUNCTION bqx._partitions(parent regclass)
 RETURNS TABLE (partition regclass, from_ts timestamp with time zone, to_ts timestamp with time zone)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET DateStyle = 'ISO'
@@ -1012,7 +1013,7 @@ AS $$
            CASE bound[2] WHEN 'MAXVALUE' THEN 'infinity' ELSE trim('''' FROM bound[2]) END::timestamptz
       FROM pg_inherits AS i
       JOIN pg_class AS c ON c.oid = i.inhrelid
-     CROSS JOIN LATERAL regexp_match(pg_get_expr(c.relpartbound, c.oid),
+     CROSS JOIN LATERAL regexp_match(pg_get_expr(c.relpartbound, 0),
            '^FOR VALUES FROM [(](MINVALUE|''[^'']+'')[)] TO [(](MAXVALUE|''[^'']+'')[)]$') AS bound
      WHERE i.inhparent = parent AND bound IS NOT NULL
 $$;
@@ -2544,12 +2545,12 @@ BEGIN
     BEGIN
         -- NOWAIT: rather the plain way than waiting behind a reader, with every later reader behind us.
         EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', existing);
+        IF pg_relation_size(existing) > 0 THEN  -- still none, now that it's locked?
+            RAISE lock_not_available;  -- gives the lock back: the plain way begins with the parent, as others do
+        END IF;
     EXCEPTION
         WHEN lock_not_available THEN RETURN NULL;
     END;
-    IF pg_relation_size(existing) > 0 THEN  -- still none, now that it's locked?
-        RETURN NULL;
-    END IF;
     EXECUTE format('TRUNCATE %s', existing);
     RETURN existing;
 END
@@ -2671,14 +2672,38 @@ BEGIN
 END
 $$;
 
--- Writes one month of the families in the caller's transaction, reading the bars once for all that can be
+-- Keeps a pair's tables as they are, until the transaction ends: whoever drops or alters them waits for the month, or
+-- the month for them, before it has looked at anything. The derived tables as for writing at once, since a lock that
+-- is raised later can be in somebody's way. What is not there is named by those who ask for it.
+CREATE FUNCTION bqx._lock_tables(pair text, families text[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    wanted record;
+BEGIN
+    FOR wanted IN
+        SELECT bqx._derived_name(f, pair) AS table_name, 'ROW EXCLUSIVE' AS mode, 1 AS turn
+          FROM unnest(families) AS f
+        UNION ALL SELECT 'm1_' || pair, 'ACCESS SHARE', 2
+         ORDER BY turn, table_name
+    LOOP
+        BEGIN
+            EXECUTE format('LOCK TABLE ONLY bqx.%I IN %s MODE', wanted.table_name, wanted.mode);
+        EXCEPTION
+            WHEN undefined_table THEN NULL;
+        END;
+    END LOOP;
+END
+$$;
+
+-- Writes one month of the families, whose tables are locked (_lock_tables), in the caller's transaction, reading the bars once for all that can be
 -- written the fast way. One row per family.
 CREATE FUNCTION bqx._write_month(pair text, families text[], month date)
 RETURNS TABLE (family text, bars bigint, rows_written bigint, rows_removed bigint, input_fingerprint text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    m1 regclass := bqx._m1_table(pair);
+    m1 regclass;
     from_ts timestamptz := bqx._month_start(month);
     to_ts timestamptz := bqx._month_start(bqx._next_month(month));
     expected_bars bigint;
@@ -2689,6 +2714,7 @@ DECLARE
     fast_partitions regclass[] := '{}';
     fast_shapes text[] := '{}';
 BEGIN
+    m1 := bqx._m1_table(pair);
     PERFORM bqx._check_sees_all_rows(m1);
     expected_bars := bqx._count_bars(m1, month);
     FOREACH family IN ARRAY families LOOP
@@ -2827,6 +2853,18 @@ BEGIN
 END
 $$;
 
+-- What to do about errors of PostgreSQL's that come without a hint.
+CREATE FUNCTION bqx._hint_for(error_code text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE error_code
+        WHEN '53100' THEN 'Make room on the disk, or ALTER TABLE … SET TABLESPACE.'
+        WHEN '53200' THEN 'Let the server have more memory, or use fewer workers.'
+        WHEN '55P03' THEN 'Another session held a lock for longer than lock_timeout; pg_locks shows locks.'
+        WHEN '40P01' THEN 'Another session took locks in another order.'
+        WHEN '42501' THEN 'GRANT what is missing.' END
+$$;
+
 -- Runs the jobs of one pair and month for these families, and records how they ended. What fails leaves the month
 -- as it was. Returns true if all went well.
 CREATE FUNCTION bqx._run_jobs(
@@ -2845,6 +2883,7 @@ DECLARE
 BEGIN
     PERFORM bqx._show_claim(run_id, worker, pair, to_char(month, 'YYYY-MM'), families, job_ids);
     BEGIN
+        PERFORM bqx._lock_tables(pair, families);
         FOREACH one_family IN ARRAY families LOOP
             IF NOT bqx._run_force(run_id) AND bqx._month_is_current(one_family, pair, month) THEN
                 PERFORM bqx._finish_job(run_id, one_family, pair, month, 'done', worker, started,
@@ -2873,7 +2912,8 @@ BEGIN
                   FROM unnest(families, job_ids) AS j (f, id));
     END IF;
     PERFORM bqx._finish_job(run_id, families[1], pair, month, 'failed', worker, started, NULL::bigint, NULL::bigint,
-        NULL::bigint, NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code, hint);
+        NULL::bigint, NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code,
+        coalesce(nullif(hint, ''), bqx._hint_for(code)));
     RETURN false;
 END
 $$;

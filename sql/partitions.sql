@@ -1,7 +1,8 @@
 -- Monthly partitions. They are found by their bounds, never by their names.
 
 -- Range partitions of `parent` whose key is one time column, with their bounds as instants; a `timestamp` key
--- means UTC. The pinned TimeZone and DateStyle make the printed bounds read back as the same instants.
+-- means UTC. The pinned TimeZone and DateStyle make the printed bounds read back as the same instants. (Given the partition,
+-- pg_get_expr would lock it, and so wait for whoever fills another month; bounds have no columns that it needs one for.)
 CREATE FUNCTION bqx._partitions(parent regclass)
 RETURNS TABLE (partition regclass, from_ts timestamp with time zone, to_ts timestamp with time zone)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET DateStyle = 'ISO'
@@ -11,7 +12,7 @@ AS $$
            CASE bound[2] WHEN 'MAXVALUE' THEN 'infinity' ELSE trim('''' FROM bound[2]) END::timestamptz
       FROM pg_inherits AS i
       JOIN pg_class AS c ON c.oid = i.inhrelid
-     CROSS JOIN LATERAL regexp_match(pg_get_expr(c.relpartbound, c.oid),
+     CROSS JOIN LATERAL regexp_match(pg_get_expr(c.relpartbound, 0),
            '^FOR VALUES FROM [(](MINVALUE|''[^'']+'')[)] TO [(](MAXVALUE|''[^'']+'')[)]$') AS bound
      WHERE i.inhparent = parent AND bound IS NOT NULL
 $$;

@@ -80,12 +80,12 @@ BEGIN
     BEGIN
         -- NOWAIT: rather the plain way than waiting behind a reader, with every later reader behind us.
         EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', existing);
+        IF pg_relation_size(existing) > 0 THEN  -- still none, now that it's locked?
+            RAISE lock_not_available;  -- gives the lock back: the plain way begins with the parent, as others do
+        END IF;
     EXCEPTION
         WHEN lock_not_available THEN RETURN NULL;
     END;
-    IF pg_relation_size(existing) > 0 THEN  -- still none, now that it's locked?
-        RETURN NULL;
-    END IF;
     EXECUTE format('TRUNCATE %s', existing);
     RETURN existing;
 END
@@ -207,14 +207,38 @@ BEGIN
 END
 $$;
 
--- Writes one month of the families in the caller's transaction, reading the bars once for all that can be
+-- Keeps a pair's tables as they are, until the transaction ends: whoever drops or alters them waits for the month, or
+-- the month for them, before it has looked at anything. The derived tables as for writing at once, since a lock that
+-- is raised later can be in somebody's way. What is not there is named by those who ask for it.
+CREATE FUNCTION bqx._lock_tables(pair text, families text[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    wanted record;
+BEGIN
+    FOR wanted IN
+        SELECT bqx._derived_name(f, pair) AS table_name, 'ROW EXCLUSIVE' AS mode, 1 AS turn
+          FROM unnest(families) AS f
+        UNION ALL SELECT 'm1_' || pair, 'ACCESS SHARE', 2
+         ORDER BY turn, table_name
+    LOOP
+        BEGIN
+            EXECUTE format('LOCK TABLE ONLY bqx.%I IN %s MODE', wanted.table_name, wanted.mode);
+        EXCEPTION
+            WHEN undefined_table THEN NULL;
+        END;
+    END LOOP;
+END
+$$;
+
+-- Writes one month of the families, whose tables are locked (_lock_tables), in the caller's transaction, reading the bars once for all that can be
 -- written the fast way. One row per family.
 CREATE FUNCTION bqx._write_month(pair text, families text[], month date)
 RETURNS TABLE (family text, bars bigint, rows_written bigint, rows_removed bigint, input_fingerprint text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    m1 regclass := bqx._m1_table(pair);
+    m1 regclass;
     from_ts timestamptz := bqx._month_start(month);
     to_ts timestamptz := bqx._month_start(bqx._next_month(month));
     expected_bars bigint;
@@ -225,6 +249,7 @@ DECLARE
     fast_partitions regclass[] := '{}';
     fast_shapes text[] := '{}';
 BEGIN
+    m1 := bqx._m1_table(pair);
     PERFORM bqx._check_sees_all_rows(m1);
     expected_bars := bqx._count_bars(m1, month);
     FOREACH family IN ARRAY families LOOP

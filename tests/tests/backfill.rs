@@ -14,6 +14,7 @@ use common::{attempt, checksums, row, rows, run, run_each};
 use pgcluster::Cluster;
 use postgres::Client;
 use two_pairs::{cluster, expected, filled, prepared};
+use twox_hash::XxHash3_128;
 
 /// Where and by which transaction each row of the derived tables was written.
 fn row_versions(db: &Db) -> Vec<String> {
@@ -351,6 +352,44 @@ fn a_rerun_skips_what_is_done_and_force_changes_nothing() {
     run(&mut session, "CALL bqx.backfill(workers => 0, force => true)");
     assert_eq!(jobs_that_wrote(&mut session), ["reg eurusd 2024-08 1"]);
     assert_eq!(checksums(&db), *expected());
+}
+
+/// It is compared with what former versions recorded, so it may not change unnoticed, whatever pieces it is read in.
+#[test]
+fn a_fingerprint_is_a_hash_of_shape_lookback_and_bars() {
+    let db = Db::on(cluster(), "fingerprint");
+    let mut session = db.connect();
+    run_each(
+        &mut session,
+        &[
+            "CALL bqx.simulate_m1('{gbpusd}', '2024-07-01', '2024-08-01')",
+            "CALL bqx.set_baselines()",
+            "CALL bqx.index_m1()",
+        ],
+    );
+    let bars = rows(
+        &mut session,
+        "SELECT (extract(epoch FROM time - '2000-01-01 00:00+00'::timestamptz) * 1000000)::bigint, rate_index \
+           FROM bqx.m1_gbpusd ORDER BY time",
+    );
+    let before = "SELECT count(*) FROM bqx.m1_gbpusd WHERE time < '2024-08-01 00:00+00'";
+    let july: usize = row(&mut session, before).parse().unwrap();
+    assert!(bars.len() - july > 20_000, "more than one piece");
+    for lookback in [0, 75, 630] {
+        let mut bytes = b"bqx 1 some shape".to_vec();
+        bytes.extend((lookback as u64).to_le_bytes());
+        for bar in &bars[july - lookback..] {
+            let (time, value) = bar.split_once('|').unwrap();
+            bytes.extend(time.parse::<i64>().unwrap().to_le_bytes());
+            bytes.extend(value.parse::<f64>().unwrap().to_le_bytes());
+        }
+        let expected = format!("{:032x}|{}", XxHash3_128::oneshot(&bytes), bars.len() - july);
+        let found = format!(
+            "SELECT * FROM bqx._input_fingerprint('bqx.m1_gbpusd', '2024-08-01 00:00+00', '2024-09-01 00:00+00', \
+             {lookback}, 'some shape')"
+        );
+        assert_eq!(row(&mut session, &found), expected, "lookback {lookback}");
+    }
 }
 
 /// The bar that is the `nth` last of a month of eurusd (0: the last), as SQL.
