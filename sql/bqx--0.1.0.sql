@@ -2696,8 +2696,8 @@ BEGIN
 END
 $$;
 
--- Writes one month of the families, whose tables are locked (_lock_tables), in the caller's transaction, reading the bars once for all that can be
--- written the fast way. One row per family.
+-- Writes one month of the families, whose tables are locked (_lock_tables), in the caller's transaction, reading the
+-- bars once for all that can be written the fast way. One row per family.
 CREATE FUNCTION bqx._write_month(pair text, families text[], month date)
 RETURNS TABLE (family text, bars bigint, rows_written bigint, rows_removed bigint, input_fingerprint text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -2860,9 +2860,7 @@ AS $$
     SELECT CASE error_code
         WHEN '53100' THEN 'Make room on the disk, or ALTER TABLE … SET TABLESPACE.'
         WHEN '53200' THEN 'Let the server have more memory, or use fewer workers.'
-        WHEN '55P03' THEN 'Another session held a lock for longer than lock_timeout; pg_locks shows locks.'
-        WHEN '40P01' THEN 'Another session took locks in another order.'
-        WHEN '42501' THEN 'GRANT what is missing.' END
+        WHEN '55P03' THEN 'Another session held a lock for longer than lock_timeout; pg_locks shows locks.' END
 $$;
 
 -- Runs the jobs of one pair and month for these families, and records how they ended. What fails leaves the month

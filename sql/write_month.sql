@@ -231,8 +231,8 @@ BEGIN
 END
 $$;
 
--- Writes one month of the families, whose tables are locked (_lock_tables), in the caller's transaction, reading the bars once for all that can be
--- written the fast way. One row per family.
+-- Writes one month of the families, whose tables are locked (_lock_tables), in the caller's transaction, reading the
+-- bars once for all that can be written the fast way. One row per family.
 CREATE FUNCTION bqx._write_month(pair text, families text[], month date)
 RETURNS TABLE (family text, bars bigint, rows_written bigint, rows_removed bigint, input_fingerprint text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
