@@ -1,6 +1,6 @@
 -- Stage 1.5.1: the close that stands for 100.
 
--- The first bar at or after an instant.
+-- The first bar at or after an instant. As _m1_span, it gives the partitions' locks back.
 CREATE FUNCTION bqx._first_bar_from(m1 regclass, instant timestamp with time zone,
     OUT bar_time timestamp with time zone, OUT bar_close double precision)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -9,6 +9,9 @@ BEGIN
     EXECUTE format('SELECT %s, close::double precision FROM %s WHERE time >= %s ORDER BY time LIMIT 1',
                    bqx._as_instant(m1, 'time'), m1, bqx._as_key(m1, 'time', '$1'))
        INTO bar_time, bar_close USING instant;
+    RAISE SQLSTATE 'BQX00';
+EXCEPTION
+    WHEN SQLSTATE 'BQX00' THEN RETURN;
 END
 $$;
 

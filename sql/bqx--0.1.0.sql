@@ -1191,14 +1191,20 @@ AS $$
                 THEN format('(%s AT TIME ZONE ''UTC'')', instant) ELSE instant END
 $$;
 
--- First and last bar of a table; NULLs where it is empty.
+-- First and last bar of a table; NULLs where it is empty. It reads all partitions, and gives their locks back: those of
+-- many pairs and years, in one transaction, would not fit into the lock table (max_locks_per_transaction).
 CREATE FUNCTION bqx._m1_span(m1 regclass, OUT first_bar timestamp with time zone, OUT last_bar timestamp with time zone)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('SELECT (SELECT %1$s FROM (SELECT min(time) AS time FROM %2$s) AS first), '
-                   '(SELECT %1$s FROM (SELECT max(time) AS time FROM %2$s) AS last)', bqx._as_instant(m1, 'time'), m1)
-       INTO first_bar, last_bar;
+    BEGIN
+        EXECUTE format('SELECT (SELECT %1$s FROM (SELECT min(time) AS time FROM %2$s) AS first), '
+                       '(SELECT %1$s FROM (SELECT max(time) AS time FROM %2$s) AS last)', bqx._as_instant(m1, 'time'), m1)
+           INTO first_bar, last_bar;
+        RAISE SQLSTATE 'BQX00';  -- undoes nothing but the locks
+    EXCEPTION
+        WHEN SQLSTATE 'BQX00' THEN NULL;
+    END;
     IF NOT isfinite(first_bar) OR NOT isfinite(last_bar) THEN
         RAISE EXCEPTION USING
             ERRCODE = 'numeric_value_out_of_range',
@@ -1208,13 +1214,29 @@ BEGIN
 END
 $$;
 
+-- Whether a table (with a WHERE clause after it, or none) has a row. As _m1_span, it gives the partitions' locks back.
+CREATE FUNCTION bqx._has_a_row(from_clause text) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found_one boolean;
+BEGIN
+    BEGIN
+        EXECUTE format('SELECT EXISTS (SELECT FROM %s)', from_clause) INTO found_one;
+        RAISE SQLSTATE 'BQX00';
+    EXCEPTION
+        WHEN SQLSTATE 'BQX00' THEN NULL;
+    END;
+    RETURN found_one;
+END
+$$;
+
 -- Pairs that have M1 data, in name order.
 CREATE FUNCTION bqx._pairs_with_bars() RETURNS text[]
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     candidate text;
-    has_bars boolean;
     found_pairs text[] := '{}';
 BEGIN
     FOR candidate IN
@@ -1223,8 +1245,7 @@ BEGIN
          WHERE c.relkind IN ('r', 'p')  -- no view: reading it would run its owner's functions
          ORDER BY 1
     LOOP
-        EXECUTE format('SELECT EXISTS (SELECT FROM bqx.%I)', 'm1_' || candidate) INTO has_bars;
-        IF has_bars THEN
+        IF bqx._has_a_row(format('bqx.%I', 'm1_' || candidate)) THEN
             found_pairs := found_pairs || candidate;
         END IF;
     END LOOP;
@@ -1322,7 +1343,7 @@ COMMENT ON PROCEDURE bqx.create_m1(text[], date, date) IS
 
 -- Stage 1.5.1: the close that stands for 100.
 
--- The first bar at or after an instant.
+-- The first bar at or after an instant. As _m1_span, it gives the partitions' locks back.
 CREATE FUNCTION bqx._first_bar_from(m1 regclass, instant timestamp with time zone,
     OUT bar_time timestamp with time zone, OUT bar_close double precision)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -1331,6 +1352,9 @@ BEGIN
     EXECUTE format('SELECT %s, close::double precision FROM %s WHERE time >= %s ORDER BY time LIMIT 1',
                    bqx._as_instant(m1, 'time'), m1, bqx._as_key(m1, 'time', '$1'))
        INTO bar_time, bar_close USING instant;
+    RAISE SQLSTATE 'BQX00';
+EXCEPTION
+    WHEN SQLSTATE 'BQX00' THEN RETURN;
 END
 $$;
 
@@ -1713,7 +1737,7 @@ DECLARE
 BEGIN
     -- The table counts, not only the record: M1 may have been made anew, or bring a rate_index of its own.
     IF bqx._column_type(m1, 'rate_index') IS NOT NULL AND (is_applied OR NOT has_baseline) THEN
-        EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE rate_index IS NOT NULL)', m1) INTO has_index;
+        has_index := bqx._has_a_row(format('%s WHERE rate_index IS NOT NULL', m1));
     END IF;
     IF NOT has_index THEN
         RAISE EXCEPTION USING

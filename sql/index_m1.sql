@@ -169,7 +169,7 @@ DECLARE
 BEGIN
     -- The table counts, not only the record: M1 may have been made anew, or bring a rate_index of its own.
     IF bqx._column_type(m1, 'rate_index') IS NOT NULL AND (is_applied OR NOT has_baseline) THEN
-        EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE rate_index IS NOT NULL)', m1) INTO has_index;
+        has_index := bqx._has_a_row(format('%s WHERE rate_index IS NOT NULL', m1));
     END IF;
     IF NOT has_index THEN
         RAISE EXCEPTION USING

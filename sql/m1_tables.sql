@@ -58,14 +58,20 @@ AS $$
                 THEN format('(%s AT TIME ZONE ''UTC'')', instant) ELSE instant END
 $$;
 
--- First and last bar of a table; NULLs where it is empty.
+-- First and last bar of a table; NULLs where it is empty. It reads all partitions, and gives their locks back: those of
+-- many pairs and years, in one transaction, would not fit into the lock table (max_locks_per_transaction).
 CREATE FUNCTION bqx._m1_span(m1 regclass, OUT first_bar timestamp with time zone, OUT last_bar timestamp with time zone)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('SELECT (SELECT %1$s FROM (SELECT min(time) AS time FROM %2$s) AS first), '
-                   '(SELECT %1$s FROM (SELECT max(time) AS time FROM %2$s) AS last)', bqx._as_instant(m1, 'time'), m1)
-       INTO first_bar, last_bar;
+    BEGIN
+        EXECUTE format('SELECT (SELECT %1$s FROM (SELECT min(time) AS time FROM %2$s) AS first), '
+                       '(SELECT %1$s FROM (SELECT max(time) AS time FROM %2$s) AS last)', bqx._as_instant(m1, 'time'), m1)
+           INTO first_bar, last_bar;
+        RAISE SQLSTATE 'BQX00';  -- undoes nothing but the locks
+    EXCEPTION
+        WHEN SQLSTATE 'BQX00' THEN NULL;
+    END;
     IF NOT isfinite(first_bar) OR NOT isfinite(last_bar) THEN
         RAISE EXCEPTION USING
             ERRCODE = 'numeric_value_out_of_range',
@@ -75,13 +81,29 @@ BEGIN
 END
 $$;
 
+-- Whether a table (with a WHERE clause after it, or none) has a row. As _m1_span, it gives the partitions' locks back.
+CREATE FUNCTION bqx._has_a_row(from_clause text) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found_one boolean;
+BEGIN
+    BEGIN
+        EXECUTE format('SELECT EXISTS (SELECT FROM %s)', from_clause) INTO found_one;
+        RAISE SQLSTATE 'BQX00';
+    EXCEPTION
+        WHEN SQLSTATE 'BQX00' THEN NULL;
+    END;
+    RETURN found_one;
+END
+$$;
+
 -- Pairs that have M1 data, in name order.
 CREATE FUNCTION bqx._pairs_with_bars() RETURNS text[]
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     candidate text;
-    has_bars boolean;
     found_pairs text[] := '{}';
 BEGIN
     FOR candidate IN
@@ -90,8 +112,7 @@ BEGIN
          WHERE c.relkind IN ('r', 'p')  -- no view: reading it would run its owner's functions
          ORDER BY 1
     LOOP
-        EXECUTE format('SELECT EXISTS (SELECT FROM bqx.%I)', 'm1_' || candidate) INTO has_bars;
-        IF has_bars THEN
+        IF bqx._has_a_row(format('bqx.%I', 'm1_' || candidate)) THEN
             found_pairs := found_pairs || candidate;
         END IF;
     END LOOP;

@@ -1295,3 +1295,18 @@ fn a_month_is_seen_whole_or_not_at_all() {
     fill("CALL bqx.backfill(workers => 1)", false);
     assert_eq!(faults(&mut session), [""; 0]);
 }
+
+#[test]
+fn planning_keeps_no_partition_locked() {
+    let db = filled("planning_locks");
+    let mut session = db.connect();
+    // of many pairs and years, those locks would be more than the server has room for
+    run(&mut session, "BEGIN");
+    assert_eq!(row(&mut session, "SELECT bqx._pairs_with_bars()"), "{eurusd,usdjpy}");
+    run(&mut session, "SELECT bqx._plan_run('{bqx,reg}', '{eurusd,usdjpy}', NULL, NULL, '{}')");
+    let locked = "SELECT c.relname FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation \
+                   WHERE l.pid = pg_backend_pid() AND (c.relispartition OR c.relkind IN ('i', 'I')) \
+                     AND c.relnamespace = 'bqx'::regnamespace AND c.relname ~ '_(eurusd|usdjpy)'";
+    assert_eq!(rows(&mut session, locked), [""; 0]);
+    run(&mut session, "ROLLBACK");
+}
