@@ -323,6 +323,7 @@ CREATE TABLE bqx.job_ledger (
     UNIQUE (run_id, family, pair, month)
 );
 CREATE INDEX ON bqx.job_ledger (run_id, pair, month) WHERE state = 'pending';
+CREATE INDEX ON bqx.job_ledger (run_id, state) WHERE state IN ('failed', 'cancelled');
 CREATE INDEX ON bqx.job_ledger (finished_at);
 
 -- What each month of a derived table was computed from.
@@ -356,24 +357,33 @@ RETURN pg_catalog.hashtextextended('bqx ' || kind || ' ' || object, 0);
 --   run end  by who ends a run: its call, or cancel()
 --   month    by who works on a pair's month
 --   job      by who does this job
-CREATE FUNCTION bqx._lock_holders() RETURNS TABLE (pid int, key bigint)
+-- Anyone can take an advisory lock: it says something about a run only where the session's role may act for the run's
+-- (_may_act_for).
+CREATE FUNCTION bqx._lock_holders() RETURNS TABLE (pid int, role_id oid, key bigint)
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT l.pid, (l.classid::bigint << 32) | l.objid::bigint FROM pg_locks AS l
+    SELECT pg_stat_clear_snapshot();  -- else the sessions are those that the transaction saw first
+    SELECT l.pid, a.usesysid, (l.classid::bigint << 32) | l.objid::bigint
+      FROM pg_locks AS l JOIN pg_stat_get_activity(NULL) AS a USING (pid)
      WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
        AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
 $$;
 
-CREATE FUNCTION bqx._held_locks() RETURNS SETOF bigint
+-- Whether a role may do what the role of a run may: its members; for one that is gone, superusers.
+CREATE FUNCTION bqx._may_act_for(role_id oid, called_by name) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT h.key FROM bqx._lock_holders() AS h $$;
+AS $$
+    SELECT coalesce((SELECT pg_has_role(role_id, r.oid, 'MEMBER') FROM pg_roles AS r WHERE r.rolname = called_by),
+                    (SELECT r.rolsuper FROM pg_roles AS r WHERE r.oid = role_id), false)
+$$;
 
 -- Process ids of the sessions, other than this one, that hold a lock of a run.
 CREATE FUNCTION bqx._holders(kind text, run_id bigint) RETURNS SETOF int
-LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT h.pid FROM bqx._lock_holders() AS h
-     WHERE h.key = bqx._lock_key(kind, run_id::text) AND h.pid <> pg_backend_pid()
+    SELECT h.pid FROM bqx._lock_holders() AS h, bqx.run_ledger AS r
+     WHERE r.run_id = $2 AND h.key = bqx._lock_key(kind, r.run_id::text) AND h.pid <> pg_backend_pid()
+       AND bqx._may_act_for(h.role_id, r.called_by)
 $$;
 
 -- Writing to the ledger, for the role that calls: see _caller().
@@ -391,9 +401,7 @@ BEGIN
             MESSAGE = format('there is no run %s', coalesce(run_id::text, 'NULL')),
             HINT = 'SELECT * FROM bqx.runs;  shows yours.';
     END IF;
-    -- a role that is gone: superusers only
-    IF NOT coalesce((SELECT pg_has_role(role_name, r.oid, 'MEMBER') FROM pg_roles AS r WHERE r.rolname = owner),
-                    (SELECT r.rolsuper FROM pg_roles AS r WHERE r.rolname = role_name)) THEN
+    IF NOT bqx._may_act_for((SELECT r.oid FROM pg_roles AS r WHERE r.rolname = role_name), owner) THEN
         RAISE EXCEPTION USING
             ERRCODE = 'insufficient_privilege',
             MESSAGE = format('run %s is not one of role "%s"', run_id, role_name),
@@ -412,7 +420,7 @@ DECLARE
 BEGIN
     old := ARRAY(SELECT r.run_id FROM bqx.run_ledger AS r
                   WHERE r.started_at < clock_timestamp() - kept
-                    AND bqx._lock_key('run', r.run_id::text) NOT IN (SELECT bqx._held_locks())
+                    AND bqx._lock_key('run', r.run_id::text) NOT IN (SELECT h.key FROM bqx._lock_holders() AS h)
                     FOR UPDATE SKIP LOCKED);
     DELETE FROM bqx.job_ledger AS j WHERE j.run_id = ANY (old);
     DELETE FROM bqx.run_ledger AS r WHERE r.run_id = ANY (old);
@@ -3272,12 +3280,27 @@ BEGIN
             EXIT;
         END IF;
         PERFORM pg_sleep(0.02);
+        PERFORM bqx._signal_run(run_id);  -- those, too, that were only about to begin
     END LOOP;
     RETURN was_open;
 END
 $$;
 COMMENT ON FUNCTION bqx.cancel(bigint) IS
     'Ends a run: its workers end, what is not done stays undone. Returns whether there was anything to end';
+
+-- Waits for what is left of a run that has ended: a call or a worker on its way out.
+CREATE FUNCTION bqx._await_run_end(run_id bigint) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    patience CONSTANT timestamptz := clock_timestamp() + interval '5 seconds';
+BEGIN
+    WHILE (bqx._run_outcome(run_id)).open = 0 AND EXISTS (SELECT FROM bqx._holders('run', run_id))
+          AND clock_timestamp() < patience LOOP
+        PERFORM pg_sleep(0.02);
+    END LOOP;
+END
+$$;
 
 CREATE PROCEDURE bqx.resume(run_id bigint, workers int DEFAULT NULL, wait boolean DEFAULT true)
 LANGUAGE plpgsql
@@ -3288,7 +3311,7 @@ BEGIN
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     PERFORM bqx._check_workers(workers);
-    PERFORM bqx._run_outcome(run_id);  -- is it a run of the caller's?
+    PERFORM bqx._await_run_end(run_id);
     IF EXISTS (SELECT FROM bqx._holders('run'::text, run_id)) THEN
         RAISE EXCEPTION USING
             ERRCODE = 'object_not_in_prerequisite_state',
@@ -3337,13 +3360,17 @@ RETURNS TABLE (run_id bigint, called_by name, arguments jsonb, state text,
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    held bigint[] := ARRAY(SELECT bqx._held_locks());
+    holders oid[];  -- roles of sessions that hold a lock, each with
+    held bigint[];  -- its key
 BEGIN
+    SELECT array_agg(h.role_id), array_agg(h.key) INTO holders, held FROM bqx._lock_holders() AS h;
     RETURN QUERY
     SELECT r.run_id, r.called_by, r.arguments,
            CASE WHEN r.finished_at IS NULL THEN
                     CASE WHEN pg_is_in_recovery() THEN 'unknown'  -- a standby doesn't have the primary's locks
-                         WHEN bqx._lock_key('run', r.run_id::text) = ANY (held) THEN 'running'
+                         WHEN EXISTS (SELECT FROM unnest(holders, held) AS h (role_id, key)
+                                       WHERE h.key = bqx._lock_key('run', r.run_id::text)
+                                         AND bqx._may_act_for(h.role_id, r.called_by)) THEN 'running'
                          ELSE 'interrupted' END
                 WHEN EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = r.run_id AND j.state = 'failed') THEN 'failed'
                 WHEN EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = r.run_id AND j.state = 'cancelled')
@@ -3357,15 +3384,17 @@ BEGIN
 END
 $$;
 
--- How far the jobs are that are being done. Sessions say so in pg_stat_activity, as autovacuum does: seen before they
--- commit, gone with them, and seen by whom PostgreSQL lets see a session's query. See src/live_progress.rs.
+-- How far sessions say that their jobs are. They say so in pg_stat_activity, as autovacuum does: seen before they commit, and
+-- by whom PostgreSQL lets see a session's query. See src/live_progress.rs. It is text, which stays there after an error and
+-- which anybody can send as a query: believed is who holds the job's lock (_jobs_now).
 CREATE TYPE bqx._live_job AS (
-    job_id bigint, worker int, bars_done bigint, bars bigint, rows_written bigint, started_at timestamp with time zone);
+    pid int, job_id bigint, worker int, bars_done bigint, bars bigint, rows_written bigint,
+    started_at timestamp with time zone);
 
 CREATE FUNCTION bqx._live_jobs() RETURNS SETOF bqx._live_job
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT job[1]::bigint, substring(a.query FROM ' worker (\d{1,9}):')::int, job[2]::bigint, job[3]::bigint,
+    SELECT a.pid, job[1]::bigint, substring(a.query FROM ' worker (\d{1,9}):')::int, job[2]::bigint, job[3]::bigint,
            CASE job[4] WHEN 'written' THEN job[2]::bigint END, a.xact_start
       FROM pg_stat_get_activity(NULL) AS a,
            regexp_matches(a.query, 'job (\d{1,18}) [a-z]+(?:: (\d{1,18}) of (\d{1,18}) rows (written|compared))?', 'g') AS job
@@ -3382,22 +3411,25 @@ AS $$
 #variable_conflict use_column
 DECLARE
     run record;
-    held bigint[] := '{}';
-    live bqx._live_job[] := '{}';
+    pids int[];  -- sessions that hold a lock, each with
+    held bigint[];  -- its key
+    live bqx._live_job[];
 BEGIN
     SELECT r.called_by, r.finished_at INTO run FROM bqx.run_ledger AS r WHERE r.run_id = $1;
     IF NOT FOUND OR NOT bqx._may_see_runs_of(bqx._role_of($2)::name, run.called_by) THEN
         RETURN;
     END IF;
     IF run.finished_at IS NULL THEN
-        held := ARRAY(SELECT bqx._held_locks());
-        live := ARRAY(SELECT l FROM bqx._live_jobs() AS l);
+        SELECT array_agg(h.pid), array_agg(h.key) INTO pids, held
+          FROM bqx._lock_holders() AS h WHERE bqx._may_act_for(h.role_id, run.called_by);
+        live := ARRAY(SELECT l FROM bqx._live_jobs() AS l JOIN unnest(pids, held) AS h (pid, key)
+                          ON h.pid = l.pid AND h.key = bqx._lock_key('job', l.job_id::text));
     END IF;
     RETURN QUERY
     SELECT j.family, j.pair, j.month,
            CASE WHEN j.state = 'pending' AND bqx._lock_key('job', j.job_id::text) = ANY (held) THEN 'running' ELSE j.state END,
            CASE WHEN j.state IN ('done', 'failed') THEN 1
-                ELSE coalesce(l.bars_done::double precision / nullif(l.bars, 0), 0) END,
+                ELSE least(coalesce(l.bars_done::double precision / nullif(l.bars, 0), 0), 1) END,
            coalesce(j.rows_written, l.rows_written), coalesce(j.started_at, l.started_at), j.finished_at,
            coalesce(j.worker, l.worker), j.error
       FROM bqx.job_ledger AS j
@@ -3557,7 +3589,7 @@ WITH latest AS (
       FROM bqx.progress AS p WHERE p.run_id = (SELECT r.run_id FROM latest AS r)
     UNION ALL
     SELECT 3, 'now', row_number() OVER (ORDER BY j.worker, j.title),
-           format('[W%s] %s%s   %s s', to_char(j.worker, 'FM9900'), j.title,
+           format('[W%s] %s%s   %s s', coalesce(to_char(j.worker, 'FM9900'), '--'), j.title,
                   '   ' || to_char(j.rows_written, 'FM999,999,999,990') || ' rows', to_char(j.seconds, 'FM999990.00'))
       FROM jobs AS j WHERE j.state = 'running'
     UNION ALL

@@ -33,12 +33,27 @@ BEGIN
             EXIT;
         END IF;
         PERFORM pg_sleep(0.02);
+        PERFORM bqx._signal_run(run_id);  -- those, too, that were only about to begin
     END LOOP;
     RETURN was_open;
 END
 $$;
 COMMENT ON FUNCTION bqx.cancel(bigint) IS
     'Ends a run: its workers end, what is not done stays undone. Returns whether there was anything to end';
+
+-- Waits for what is left of a run that has ended: a call or a worker on its way out.
+CREATE FUNCTION bqx._await_run_end(run_id bigint) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    patience CONSTANT timestamptz := clock_timestamp() + interval '5 seconds';
+BEGIN
+    WHILE (bqx._run_outcome(run_id)).open = 0 AND EXISTS (SELECT FROM bqx._holders('run', run_id))
+          AND clock_timestamp() < patience LOOP
+        PERFORM pg_sleep(0.02);
+    END LOOP;
+END
+$$;
 
 CREATE PROCEDURE bqx.resume(run_id bigint, workers int DEFAULT NULL, wait boolean DEFAULT true)
 LANGUAGE plpgsql
@@ -49,7 +64,7 @@ BEGIN
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     PERFORM bqx._check_workers(workers);
-    PERFORM bqx._run_outcome(run_id);  -- is it a run of the caller's?
+    PERFORM bqx._await_run_end(run_id);
     IF EXISTS (SELECT FROM bqx._holders('run'::text, run_id)) THEN
         RAISE EXCEPTION USING
             ERRCODE = 'object_not_in_prerequisite_state',

@@ -31,6 +31,7 @@ CREATE TABLE bqx.job_ledger (
     UNIQUE (run_id, family, pair, month)
 );
 CREATE INDEX ON bqx.job_ledger (run_id, pair, month) WHERE state = 'pending';
+CREATE INDEX ON bqx.job_ledger (run_id, state) WHERE state IN ('failed', 'cancelled');
 CREATE INDEX ON bqx.job_ledger (finished_at);
 
 -- What each month of a derived table was computed from.
@@ -64,24 +65,33 @@ RETURN pg_catalog.hashtextextended('bqx ' || kind || ' ' || object, 0);
 --   run end  by who ends a run: its call, or cancel()
 --   month    by who works on a pair's month
 --   job      by who does this job
-CREATE FUNCTION bqx._lock_holders() RETURNS TABLE (pid int, key bigint)
+-- Anyone can take an advisory lock: it says something about a run only where the session's role may act for the run's
+-- (_may_act_for).
+CREATE FUNCTION bqx._lock_holders() RETURNS TABLE (pid int, role_id oid, key bigint)
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT l.pid, (l.classid::bigint << 32) | l.objid::bigint FROM pg_locks AS l
+    SELECT pg_stat_clear_snapshot();  -- else the sessions are those that the transaction saw first
+    SELECT l.pid, a.usesysid, (l.classid::bigint << 32) | l.objid::bigint
+      FROM pg_locks AS l JOIN pg_stat_get_activity(NULL) AS a USING (pid)
      WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
        AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
 $$;
 
-CREATE FUNCTION bqx._held_locks() RETURNS SETOF bigint
+-- Whether a role may do what the role of a run may: its members; for one that is gone, superusers.
+CREATE FUNCTION bqx._may_act_for(role_id oid, called_by name) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT h.key FROM bqx._lock_holders() AS h $$;
+AS $$
+    SELECT coalesce((SELECT pg_has_role(role_id, r.oid, 'MEMBER') FROM pg_roles AS r WHERE r.rolname = called_by),
+                    (SELECT r.rolsuper FROM pg_roles AS r WHERE r.oid = role_id), false)
+$$;
 
 -- Process ids of the sessions, other than this one, that hold a lock of a run.
 CREATE FUNCTION bqx._holders(kind text, run_id bigint) RETURNS SETOF int
-LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT h.pid FROM bqx._lock_holders() AS h
-     WHERE h.key = bqx._lock_key(kind, run_id::text) AND h.pid <> pg_backend_pid()
+    SELECT h.pid FROM bqx._lock_holders() AS h, bqx.run_ledger AS r
+     WHERE r.run_id = $2 AND h.key = bqx._lock_key(kind, r.run_id::text) AND h.pid <> pg_backend_pid()
+       AND bqx._may_act_for(h.role_id, r.called_by)
 $$;
 
 -- Writing to the ledger, for the role that calls: see _caller().
@@ -99,9 +109,7 @@ BEGIN
             MESSAGE = format('there is no run %s', coalesce(run_id::text, 'NULL')),
             HINT = 'SELECT * FROM bqx.runs;  shows yours.';
     END IF;
-    -- a role that is gone: superusers only
-    IF NOT coalesce((SELECT pg_has_role(role_name, r.oid, 'MEMBER') FROM pg_roles AS r WHERE r.rolname = owner),
-                    (SELECT r.rolsuper FROM pg_roles AS r WHERE r.rolname = role_name)) THEN
+    IF NOT bqx._may_act_for((SELECT r.oid FROM pg_roles AS r WHERE r.rolname = role_name), owner) THEN
         RAISE EXCEPTION USING
             ERRCODE = 'insufficient_privilege',
             MESSAGE = format('run %s is not one of role "%s"', run_id, role_name),
@@ -120,7 +128,7 @@ DECLARE
 BEGIN
     old := ARRAY(SELECT r.run_id FROM bqx.run_ledger AS r
                   WHERE r.started_at < clock_timestamp() - kept
-                    AND bqx._lock_key('run', r.run_id::text) NOT IN (SELECT bqx._held_locks())
+                    AND bqx._lock_key('run', r.run_id::text) NOT IN (SELECT h.key FROM bqx._lock_holders() AS h)
                     FOR UPDATE SKIP LOCKED);
     DELETE FROM bqx.job_ledger AS j WHERE j.run_id = ANY (old);
     DELETE FROM bqx.run_ledger AS r WHERE r.run_id = ANY (old);

@@ -22,13 +22,17 @@ RETURNS TABLE (run_id bigint, called_by name, arguments jsonb, state text,
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    held bigint[] := ARRAY(SELECT bqx._held_locks());
+    holders oid[];  -- roles of sessions that hold a lock, each with
+    held bigint[];  -- its key
 BEGIN
+    SELECT array_agg(h.role_id), array_agg(h.key) INTO holders, held FROM bqx._lock_holders() AS h;
     RETURN QUERY
     SELECT r.run_id, r.called_by, r.arguments,
            CASE WHEN r.finished_at IS NULL THEN
                     CASE WHEN pg_is_in_recovery() THEN 'unknown'  -- a standby doesn't have the primary's locks
-                         WHEN bqx._lock_key('run', r.run_id::text) = ANY (held) THEN 'running'
+                         WHEN EXISTS (SELECT FROM unnest(holders, held) AS h (role_id, key)
+                                       WHERE h.key = bqx._lock_key('run', r.run_id::text)
+                                         AND bqx._may_act_for(h.role_id, r.called_by)) THEN 'running'
                          ELSE 'interrupted' END
                 WHEN EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = r.run_id AND j.state = 'failed') THEN 'failed'
                 WHEN EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = r.run_id AND j.state = 'cancelled')
@@ -42,15 +46,17 @@ BEGIN
 END
 $$;
 
--- How far the jobs are that are being done. Sessions say so in pg_stat_activity, as autovacuum does: seen before they
--- commit, gone with them, and seen by whom PostgreSQL lets see a session's query. See src/live_progress.rs.
+-- How far sessions say that their jobs are. They say so in pg_stat_activity, as autovacuum does: seen before they commit, and
+-- by whom PostgreSQL lets see a session's query. See src/live_progress.rs. It is text, which stays there after an error and
+-- which anybody can send as a query: believed is who holds the job's lock (_jobs_now).
 CREATE TYPE bqx._live_job AS (
-    job_id bigint, worker int, bars_done bigint, bars bigint, rows_written bigint, started_at timestamp with time zone);
+    pid int, job_id bigint, worker int, bars_done bigint, bars bigint, rows_written bigint,
+    started_at timestamp with time zone);
 
 CREATE FUNCTION bqx._live_jobs() RETURNS SETOF bqx._live_job
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT job[1]::bigint, substring(a.query FROM ' worker (\d{1,9}):')::int, job[2]::bigint, job[3]::bigint,
+    SELECT a.pid, job[1]::bigint, substring(a.query FROM ' worker (\d{1,9}):')::int, job[2]::bigint, job[3]::bigint,
            CASE job[4] WHEN 'written' THEN job[2]::bigint END, a.xact_start
       FROM pg_stat_get_activity(NULL) AS a,
            regexp_matches(a.query, 'job (\d{1,18}) [a-z]+(?:: (\d{1,18}) of (\d{1,18}) rows (written|compared))?', 'g') AS job
@@ -67,22 +73,25 @@ AS $$
 #variable_conflict use_column
 DECLARE
     run record;
-    held bigint[] := '{}';
-    live bqx._live_job[] := '{}';
+    pids int[];  -- sessions that hold a lock, each with
+    held bigint[];  -- its key
+    live bqx._live_job[];
 BEGIN
     SELECT r.called_by, r.finished_at INTO run FROM bqx.run_ledger AS r WHERE r.run_id = $1;
     IF NOT FOUND OR NOT bqx._may_see_runs_of(bqx._role_of($2)::name, run.called_by) THEN
         RETURN;
     END IF;
     IF run.finished_at IS NULL THEN
-        held := ARRAY(SELECT bqx._held_locks());
-        live := ARRAY(SELECT l FROM bqx._live_jobs() AS l);
+        SELECT array_agg(h.pid), array_agg(h.key) INTO pids, held
+          FROM bqx._lock_holders() AS h WHERE bqx._may_act_for(h.role_id, run.called_by);
+        live := ARRAY(SELECT l FROM bqx._live_jobs() AS l JOIN unnest(pids, held) AS h (pid, key)
+                          ON h.pid = l.pid AND h.key = bqx._lock_key('job', l.job_id::text));
     END IF;
     RETURN QUERY
     SELECT j.family, j.pair, j.month,
            CASE WHEN j.state = 'pending' AND bqx._lock_key('job', j.job_id::text) = ANY (held) THEN 'running' ELSE j.state END,
            CASE WHEN j.state IN ('done', 'failed') THEN 1
-                ELSE coalesce(l.bars_done::double precision / nullif(l.bars, 0), 0) END,
+                ELSE least(coalesce(l.bars_done::double precision / nullif(l.bars, 0), 0), 1) END,
            coalesce(j.rows_written, l.rows_written), coalesce(j.started_at, l.started_at), j.finished_at,
            coalesce(j.worker, l.worker), j.error
       FROM bqx.job_ledger AS j
@@ -242,7 +251,7 @@ WITH latest AS (
       FROM bqx.progress AS p WHERE p.run_id = (SELECT r.run_id FROM latest AS r)
     UNION ALL
     SELECT 3, 'now', row_number() OVER (ORDER BY j.worker, j.title),
-           format('[W%s] %s%s   %s s', to_char(j.worker, 'FM9900'), j.title,
+           format('[W%s] %s%s   %s s', coalesce(to_char(j.worker, 'FM9900'), '--'), j.title,
                   '   ' || to_char(j.rows_written, 'FM999,999,999,990') || ' rows', to_char(j.seconds, 'FM999990.00'))
       FROM jobs AS j WHERE j.state = 'running'
     UNION ALL

@@ -121,6 +121,94 @@ fn rows_that_are_compared_are_no_rows_written() {
 }
 
 #[test]
+fn what_was_undone_is_counted_no_more() {
+    let (db, brake) = at_the_last_act("undone");
+    let mut session = db.connect();
+    run(&mut session, "SELECT bqx.cancel(1)");
+    let mut caller = db.connect();
+    let works = thread::spawn(move || {
+        (error_of(&mut caller, "CALL bqx.backfill('{bqx}', '{eurusd}', workers => 0)"), caller)
+    });
+    let written =
+        "SELECT count(*) = 1 FROM bqx.jobs WHERE run_id = 2 AND state = 'running' AND rows_written > 0";
+    wait_until(&mut session, written);
+    let cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity \
+                   WHERE datname = current_database() AND query LIKE 'bqx run 2 worker 0: %'";
+    assert_eq!(row(&mut session, cancel), "t");
+    let (error, _idle) = works.join().unwrap();
+    assert_eq!(error.code, "57014");
+    drop(brake);
+    // its text stays in pg_stat_activity
+    assert_eq!(
+        rows(&mut session, "SELECT month, state, rows_written FROM bqx.jobs WHERE run_id = 2 ORDER BY month"),
+        ["2024-07-01|done|0", "2024-08-01|pending|NULL", "2024-09-01|pending|NULL"]
+    );
+    assert_eq!(
+        row(&mut session, "SELECT state, percent, rows_written FROM bqx.progress WHERE run_id = 2"),
+        "interrupted|33.3|0"
+    );
+}
+
+#[test]
+fn nobody_talks_of_a_run_that_is_not_theirs() {
+    let (db, _brake) = at_the_last_act("gossip");
+    let (mut session, notices) = db.connect_with_notices();
+    run(&mut session, "CREATE ROLE gossip_stranger LOGIN");
+    let truth = "SELECT family, state, percent, rows_written, bar FROM bqx.progress";
+    let before = rows(&mut session, truth);
+    let later = row(&mut session, "SELECT min(job_id) FROM bqx.job_ledger WHERE month = '2024-09-01'");
+    let mut stranger = db.connect_as("gossip_stranger");
+    for lock in ["job', '".to_owned() + &later, "run', '2".into(), "work', '1".into()] {
+        run(&mut stranger, &format!("SELECT pg_advisory_lock_shared(bqx._lock_key('{lock}'))"));
+    }
+    let says = format!("bqx run 1 worker 9: eurusd 2024-09, job {later} bqx: 999999999999 of 1 rows written");
+    assert_eq!(error_of(&mut stranger, &says).code, "42601");
+    assert_eq!(rows(&mut session, truth), before);
+    assert_eq!(
+        rows(&mut session, "SELECT line FROM bqx.dashboard WHERE line LIKE '%2024-09%'"),
+        [""; 0],
+        "nobody works on it"
+    );
+    // nor do their locks keep anyone from ending the run
+    assert_eq!(row(&mut session, "SELECT bqx.cancel(1)"), "t");
+    assert_eq!(notices.take(), [""; 0], "nobody is still at work");
+    assert_eq!(row(&mut session, "SELECT state FROM bqx.runs"), "cancelled");
+    run(&mut stranger, "SELECT pg_advisory_lock_shared(bqx._lock_key('run', '1'))");
+    run(&mut session, "UPDATE bqx.run_ledger SET finished_at = NULL");
+    assert_eq!(row(&mut session, "SELECT state FROM bqx.runs"), "interrupted");
+}
+
+#[test]
+fn a_transaction_that_looks_twice_sees_what_has_begun_in_between() {
+    let db = prepared("looks_twice");
+    let mut session = db.connect();
+    run(&mut session, "CALL bqx.create_tables(pairs => '{eurusd}')");
+    let mut watcher = db.connect();
+    run(&mut watcher, "BEGIN");
+    assert_eq!(
+        row(
+            &mut watcher,
+            "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'bqx worker' \
+                                    AND datname = current_database()"
+        ),
+        "0"
+    );
+    let mut brake = db.connect();
+    run(&mut brake, "BEGIN; LOCK TABLE bqx.bqx_eurusd IN SHARE ROW EXCLUSIVE MODE");
+    run(&mut session, "CALL bqx.backfill(pairs => '{eurusd}', workers => 1, wait => false)");
+    until_locked_out(&mut session);
+    assert_eq!(
+        rows(&mut watcher, "SELECT family, state, worker FROM bqx.jobs WHERE state = 'running'"),
+        ["bqx|running|1", "reg|running|1"]
+    );
+    // and can end it
+    assert_eq!(row(&mut watcher, "SELECT bqx.cancel(1)"), "t");
+    run(&mut watcher, "COMMIT");
+    let workers = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'bqx worker' AND datname = current_database()";
+    assert_eq!(row(&mut session, workers), "0");
+}
+
+#[test]
 fn figures_never_go_back() {
     let db = prepared("figures");
     let mut session = db.connect();
