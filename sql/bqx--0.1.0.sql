@@ -3063,7 +3063,8 @@ BEGIN
     END LOOP;
     IF cardinality(told.job_ids) > 1000 THEN
         told.since := greatest(told.since, clock_timestamp() - interval '5 minutes');
-        told.job_ids := ARRAY(SELECT f.job_id FROM bqx._finished_jobs(run_id, told.since, '{}'::bigint[]) AS f);
+        told.job_ids := ARRAY(SELECT f.job_id FROM bqx._finished_jobs(run_id, told.since, '{}'::bigint[]) AS f
+                               WHERE f.job_id = ANY (told.job_ids));
     END IF;
     RETURN told;
 END
@@ -3089,8 +3090,9 @@ BEGIN
         RAISE EXCEPTION USING
             -- one kind of trouble keeps its own code, so that callers can tell what it was
             ERRCODE = coalesce(outcome.common_code, 'P0001'),
-            MESSAGE = format('%s of %s jobs of run %s failed; the others are done',
-                             cardinality(outcome.failures), outcome.jobs, run_id),
+            MESSAGE = format('%s of %s jobs of run %s failed', cardinality(outcome.failures), outcome.jobs, run_id)
+                      || CASE WHEN outcome.open > 0 THEN format('; %s were not done: their worker ended early', outcome.open)
+                              WHEN outcome.done > 0 THEN '; the others are done' ELSE '' END,
             DETAIL = failures,
             HINT = coalesce(outcome.common_hint || ' Then ',
                             format('SELECT * FROM bqx.jobs WHERE run_id = %s AND state = ''failed'';  names the causes. '
@@ -3145,11 +3147,13 @@ DECLARE
     jobs bigint;
     wanted int;
     started int := 0;
-    told bqx._told := ROW(0, '-infinity', '{}');
+    told bqx._told;
     more boolean;
 BEGIN
     SET LOCAL search_path TO pg_catalog, pg_temp;
     jobs := (bqx._run_outcome(run_id)).open;
+    -- what a resumed run did before was told then
+    told := ROW(0, '-infinity', ARRAY(SELECT f.job_id FROM bqx._finished_jobs(run_id, '-infinity', '{}'::bigint[]) AS f));
     wanted := least(coalesce(workers, bqx._useful_workers()), (SELECT count(*) FROM bqx._open_units(run_id, NULL::int)));
     IF wanted > 0 THEN
         started := bqx._start_workers(run_id, wanted);
@@ -3171,9 +3175,11 @@ BEGIN
         END IF;
     END IF;
     IF NOT wait AND (started > 0 OR jobs = 0) THEN
-        RAISE NOTICE 'run % goes on in the background: SELECT * FROM bqx.progress WHERE run_id = %;', run_id, run_id;
         IF jobs = 0 THEN
+            RAISE NOTICE 'run %: nothing to do', run_id;
             PERFORM bqx._close_run(run_id);
+        ELSE
+            RAISE NOTICE 'run % goes on in the background: SELECT * FROM bqx.progress WHERE run_id = %;', run_id, run_id;
         END IF;
         PERFORM bqx._leave_run();
         COMMIT;

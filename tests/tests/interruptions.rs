@@ -218,6 +218,26 @@ fn a_call_whose_workers_all_end_says_so() {
 }
 
 #[test]
+fn a_call_says_both_what_failed_and_what_was_not_done() {
+    let (db, brake) = held_up("failed_and_ended");
+    let mut session = db.connect();
+    run(
+        &mut session,
+        "UPDATE bqx.m1_eurusd SET close = -1 WHERE time = (SELECT max(time) FROM bqx.m1_eurusd)",
+    );
+    let called = call(&db, "", "CALL bqx.backfill(workers => 1)", 1);
+    run(&mut session, &format!("SELECT pg_terminate_backend(pid) {WORKERS}"));
+    let error = called.join().unwrap().unwrap_err();
+    assert_eq!(error.code, "22003");
+    assert_eq!(error.message, "2 of 12 jobs of run 1 failed; 6 were not done: their worker ended early");
+    drop(brake);
+    // both at once can be taken up again
+    run(&mut session, "UPDATE bqx.m1_eurusd SET close = open WHERE close < 0");
+    run(&mut session, "CALL bqx.resume(1)");
+    assert_eq!(faults(&mut session), [""; 0]);
+}
+
+#[test]
 fn only_members_of_its_role_end_or_resume_a_run() {
     let (db, brake) = held_up("cancel_rights");
     let mut admin = db.connect();
@@ -277,9 +297,52 @@ fn a_resumed_run_does_what_failed_before() {
     assert!(done_before.iter().all(|job| done_after.contains(job)), "finished jobs are left alone");
     assert_eq!(faults(&mut session), [""; 0]);
     // nothing left
+    for call in ["CALL bqx.resume(1)", "CALL bqx.resume(1, wait => false)"] {
+        let (mut session, notices) = db.connect_with_notices();
+        run(&mut session, call);
+        assert_eq!(notices.take().first().unwrap(), "NOTICE: run 1: nothing to do", "{call}");
+    }
+}
+
+#[test]
+fn a_resumed_run_tells_and_counts_what_it_does_itself() {
+    let db = prepared("resume_tells");
+    run(&mut db.connect(), "CALL bqx.create_tables()");
+    let mut session = db.connect();
+    run(
+        &mut session,
+        "UPDATE bqx.m1_usdjpy SET close = -1 WHERE time = (SELECT max(time) FROM bqx.m1_usdjpy)",
+    );
+    assert_eq!(error_of(&mut session, "CALL bqx.backfill(workers => 1)").code, "22003");
+    run(&mut session, "UPDATE bqx.m1_usdjpy SET close = open WHERE close < 0");
     let (mut session, notices) = db.connect_with_notices();
-    run(&mut session, "CALL bqx.resume(1)");
-    assert!(notices.take().iter().any(|n| n.contains("nothing to do")));
+    run(&mut session, "CALL bqx.resume(1, workers => 1)");
+    let told: Vec<String> = notices.take().iter().map(|n| n.rsplit_once(':').unwrap().0.to_owned()).collect();
+    assert_eq!(
+        told,
+        ["[1/2] usdjpy 2024-09 bqx", "[2/2] usdjpy 2024-09 reg", "run 1"].map(|n| format!("NOTICE: {n}"))
+    );
+}
+
+#[test]
+fn a_cancelled_run_can_be_resumed_at_once() {
+    let (db, brake) = held_up("resume_at_once");
+    let mut session = db.connect();
+    run(&mut session, "CALL bqx.backfill(workers => 1, wait => false)");
+    until_held_up(&db, 1);
+    // stands for the call that waits for the run, on its way out
+    let mut leaving = db.connect();
+    run(&mut leaving, "SELECT pg_advisory_lock_shared(bqx._lock_key('run', '1'))");
+    assert_eq!(row(&mut session, "SELECT bqx.cancel(1)"), "t");
+    drop(brake);
+    let resumes = thread::spawn(move || attempt(&mut session, "CALL bqx.resume(1)"));
+    wait_until(
+        &mut leaving,
+        "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()",
+    );
+    drop(leaving);
+    resumes.join().unwrap().unwrap();
+    assert_eq!(checksums(&db), *expected());
 }
 
 #[test]
