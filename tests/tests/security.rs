@@ -66,10 +66,13 @@ fn weaknesses_are_found() {
     finds("PS001", begin, ""); // of what lies in the way
     finds(
         "PS001",
-        &format!("{begin}  -- for what is parsed here: see preflight.sql\n\nCREATE VIEW"),
-        "CREATE VIEW",
-    );
-    finds("PS016", &format!("{begin}\n\n    wanted :="), "wanted :="); // after a COMMIT
+        &format!(
+            "{begin}  -- for what is parsed here: see preflight.sql\n\nCREATE FUNCTION bqx._may_see_runs_of"
+        ),
+        "CREATE FUNCTION bqx._may_see_runs_of",
+    ); // of views
+    let first_acts = "PERFORM bqx._check_workers(workers);\n    chosen_families";
+    finds("PS016", &format!("{begin}\n    {first_acts}"), first_acts); // after a COMMIT
     finds("PS016", &format!("{begin}\n    SELECT array_agg"), "SELECT array_agg"); // after a CALL
 }
 
