@@ -3254,12 +3254,28 @@ COMMENT ON PROCEDURE bqx.backfill(text[], text[], date, date, int, boolean, bool
 -- Ending a run from another session, and taking up again what one left undone.
 
 -- Asks the sessions that work for a run to end (its workers), or to end what they do (a calling session that works
--- itself). With the rights of who calls: PostgreSQL lets members of their role.
+-- itself). With the rights of who calls: PostgreSQL lets members of their role. Those of other roles, who took up a run of
+-- the caller's, find at the end of their month that it was cancelled.
 CREATE FUNCTION bqx._signal_run(run_id bigint) RETURNS void
-LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT CASE a.backend_type WHEN 'bqx worker' THEN pg_terminate_backend(a.pid) ELSE pg_cancel_backend(a.pid) END
-      FROM bqx._holders('work', run_id) AS pid JOIN pg_stat_activity AS a USING (pid)
+DECLARE
+    at_work record;
+BEGIN
+    FOR at_work IN
+        SELECT a.pid, a.backend_type FROM bqx._holders('work', run_id) AS pid JOIN pg_stat_activity AS a USING (pid)
+    LOOP
+        BEGIN
+            IF at_work.backend_type = 'bqx worker' THEN
+                PERFORM pg_terminate_backend(at_work.pid);
+            ELSE
+                PERFORM pg_cancel_backend(at_work.pid);
+            END IF;
+        EXCEPTION
+            WHEN insufficient_privilege THEN NULL;
+        END;
+    END LOOP;
+END
 $$;
 
 CREATE FUNCTION bqx.cancel(run_id bigint) RETURNS boolean

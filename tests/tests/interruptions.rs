@@ -278,6 +278,33 @@ fn only_members_of_its_role_end_or_resume_a_run() {
 }
 
 #[test]
+fn a_role_can_cancel_its_run_whoever_took_it_up() {
+    let (db, brake) = held_up("taken_up");
+    let mut admin = db.connect();
+    for statement in [
+        "CREATE ROLE taken_up_owner LOGIN",
+        "GRANT SELECT ON bqx.m1_eurusd, bqx.m1_usdjpy TO taken_up_owner",
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON bqx.bqx_eurusd, bqx.reg_eurusd, bqx.bqx_usdjpy, bqx.reg_usdjpy TO taken_up_owner",
+    ] {
+        run(&mut admin, statement);
+    }
+    let mut owner = db.connect_as("taken_up_owner");
+    run(&mut owner, "CALL bqx.backfill(workers => 1, wait => false)");
+    until_held_up(&db, 1);
+    assert_eq!(row(&mut owner, "SELECT bqx.cancel(1)"), "t");
+    run(&mut admin, "CALL bqx.resume(1, workers => 1, wait => false)");
+    until_held_up(&db, 1);
+    // PostgreSQL lets it end no superuser's session
+    let (mut owner, notices) = db.connect_with_notices();
+    run(&mut owner, "SET ROLE taken_up_owner");
+    assert_eq!(row(&mut owner, "SELECT bqx.cancel(1)"), "t");
+    let warned = notices.take().join(" ");
+    assert!(warned.contains("1 session(s) of run 1 are still at work"), "{warned}");
+    drop(brake);
+    assert_ended(&db, "cancelled", "cancelled");
+}
+
+#[test]
 fn a_resumed_run_does_what_failed_before() {
     let db = prepared("resume_failed");
     let mut session = db.connect();
