@@ -107,7 +107,9 @@ impl<'a> Market<'a> {
     /// Fills the pairs' tables, and checks that just so many rows were written as had to be.
     pub fn backfill(&mut self, pairs: &[String], workers: usize, months: Months, bars: u64) -> Result<()> {
         let call = format!("CALL {}", backfill_call(pairs, workers, months));
-        let run_id: i64 = self.client.query_one(&call, &[])?.get(0);
+        // A session of its own, as each worker is: nothing is in its caches.
+        let mut client = observer(self.cluster)?;
+        let run_id: i64 = client.query_one(&call, &[])?.get(0);
         let outcome = self.client.query_one(
             "SELECT count(*), sum(rows_written)::bigint FROM bqx.jobs WHERE run_id = $1 AND state = 'done'",
             &[&run_id],
