@@ -235,7 +235,9 @@ $$;
 -- bars once for all that can be written the fast way. One row per family.
 CREATE FUNCTION bqx._write_month(pair text, families text[], month date)
 RETURNS TABLE (family text, bars bigint, rows_written bigint, rows_removed bigint, input_fingerprint text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET max_parallel_maintenance_workers = 0  -- a month's key is built sooner than a helper process starts
 AS $$
 DECLARE
     m1 regclass;

@@ -231,10 +231,13 @@ pub extern "C-unwind" fn bqx_worker_main(_arg: pg_sys::Datum) {
     let Assignment { run_id, number, .. } = assignment;
     IS_WORKER.set(true);
     // Advisory locks order the workers' statements, so each must see what the former holder committed. The caller's
-    // session may write (_require_top_level), whatever the role's default is.
-    for (name, value) in
-        [(c"default_transaction_isolation", c"read committed"), (c"default_transaction_read_only", c"off")]
-    {
+    // session may write (_require_top_level), whatever the role's default is. The workers themselves are the
+    // parallelism that was asked for: helper processes would only get into their way.
+    for (name, value) in [
+        (c"default_transaction_isolation", c"read committed"),
+        (c"default_transaction_read_only", c"off"),
+        (c"max_parallel_workers_per_gather", c"0"),
+    ] {
         set_session(name, value);
     }
 

@@ -2,14 +2,29 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::ServerAccount;
 
-/// The root of the workspace.
+/// The root of the workspace: of the one that cargo runs us from, else (a program started without cargo) of the one
+/// that this was compiled in. They differ where checkouts share a target directory, since cargo does not compile
+/// a program again for having moved.
 pub fn workspace_root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies in a workspace")
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let run_from = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let compiled_in = Path::new(env!("CARGO_MANIFEST_DIR"));
+        run_from.as_deref().and_then(root_above).or_else(|| root_above(compiled_in)).unwrap_or_else(|| {
+            panic!("{} is no longer part of the workspace", compiled_in.display());
+        })
+    });
+    &ROOT
+}
+
+/// The workspace that a package belongs to, if it is ours.
+fn root_above(package: &Path) -> Option<PathBuf> {
+    package.ancestors().find(|dir| dir.join("bqx.control").is_file()).map(Path::to_path_buf)
 }
 
 /// Where cargo puts what it builds.
@@ -44,4 +59,18 @@ pub fn cluster_dir(name: &str) -> Result<PathBuf> {
 
 fn create_all(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_lies_above_every_package_and_is_one_itself() {
+        let root = workspace_root();
+        assert!(root.join("Cargo.lock").is_file());
+        assert_eq!(root_above(&root.join("pgcluster")).as_deref(), Some(root));
+        assert_eq!(root_above(root).as_deref(), Some(root));
+        assert_eq!(root_above(root.parent().unwrap()), None);
+    }
 }

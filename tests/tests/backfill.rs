@@ -5,6 +5,7 @@ mod common;
 mod two_pairs;
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::thread;
 use std::time::Duration;
 
@@ -936,6 +937,40 @@ fn backfills_families_and_corrections_at_once_neither_deadlock_nor_get_stuck() {
     let mut session = db.connect();
     run(&mut session, "CALL bqx.backfill(workers => 0)");
     assert_eq!(faults(&mut session), [""; 0]);
+}
+
+#[test]
+fn workers_start_no_helper_processes() {
+    let own = own_server("backfill-helpers", &[("log_min_messages", "debug1")]);
+    let db = Db::on(&own, "helpers");
+    prepare(&db);
+    run_each(
+        &mut db.connect(),
+        &[
+            "ALTER DATABASE helpers SET min_parallel_table_scan_size = 0",
+            "ALTER DATABASE helpers SET min_parallel_index_scan_size = 0",
+            "ALTER DATABASE helpers SET parallel_setup_cost = 0",
+            "ALTER DATABASE helpers SET parallel_tuple_cost = 0",
+        ],
+    );
+    let helpers = || {
+        let log = fs::read_to_string(own.log_file()).unwrap();
+        log.matches("starting background worker process \"parallel worker").count()
+    };
+    let mut session = db.connect();
+    run(&mut session, "SELECT count(*) FROM bqx.m1_eurusd");
+    assert_ne!(helpers(), 0, "PostgreSQL starts them whenever it can");
+    run(&mut session, "CALL bqx.create_tables()");
+    run(&mut session, "SET max_parallel_workers_per_gather = 0"); // the calling session's own business
+    for what in ["workers => 2", "workers => 2", "workers => 2, force => true", "workers => 0"] {
+        if what == "workers => 0" {
+            run(&mut session, "TRUNCATE bqx.bqx_eurusd, bqx.reg_usdjpy");
+        }
+        let before = helpers();
+        run(&mut session, &format!("CALL bqx.backfill({what})"));
+        assert_eq!(helpers() - before, 0, "{what}");
+    }
+    assert_eq!(checksums(&db), *expected());
 }
 
 #[test]

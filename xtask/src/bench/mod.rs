@@ -4,6 +4,7 @@ mod aggregate_cases;
 mod aggregates;
 mod report;
 mod spread;
+mod workers;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -25,10 +26,19 @@ enum Benchmark {
     /// cluster: over frames of 63, 630 and 6300 preceding rows, over values of mixed magnitudes, over frames
     /// of time, and with GROUP BY. Prints one table; the same figures go to target/bench/aggregates.json.
     Aggregates(aggregates::AggregatesArgs),
+    /// Backfills without, with one and with more background workers; how soon these end; what they take
+    ///
+    /// Builds the extension optimised, installs it, and backfills a simulated month of 28 pairs over and over in a private
+    /// throw-away cluster: new months of unlogged tables, new months, and rewritten months. Then ends backfills
+    /// with bqx.cancel, Ctrl-C, by killing the client and by terminating its session, and measures how long
+    /// workers outlive that; at last, their memory. Prints tables; the same figures go to
+    /// target/bench/workers.json. Wants an otherwise idle machine, and tells how idle it was.
+    Workers(workers::WorkersArgs),
 }
 
 pub fn command(shell: &Shell, pg_config: Option<&Path>, args: &BenchArgs) -> Result<ExitCode> {
     match &args.benchmark {
         Benchmark::Aggregates(args) => aggregates::command(shell, pg_config, args),
+        Benchmark::Workers(args) => workers::command(shell, pg_config, args),
     }
 }

@@ -30,7 +30,7 @@ impl Spread {
         Spread { median: amount / self.median, min: amount / self.max, max: amount / self.min }
     }
 
-    fn of(mut measured: Vec<f64>) -> Spread {
+    pub fn of(mut measured: Vec<f64>) -> Spread {
         measured.sort_by(f64::total_cmp);
         let (below, from) = measured.split_at(measured.len() / 2);
         let median =

@@ -1,0 +1,182 @@
+//! How long a backfill takes, by the number of its workers.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::cpu::CpuTime;
+use super::market::{Market, Months};
+use crate::bench::report::{self, Table};
+use crate::bench::spread::Spread;
+use crate::console;
+
+/// What is backfilled, where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// New months of UNLOGGED tables: neither the log nor the disk limits.
+    NewUnlogged,
+    NewLogged,
+    RewrittenLogged,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 3] = [Kind::NewUnlogged, Kind::NewLogged, Kind::RewrittenLogged];
+
+    fn title(self) -> &'static str {
+        match self {
+            Kind::NewUnlogged => "new months, unlogged",
+            Kind::NewLogged => "new months",
+            Kind::RewrittenLogged => "rewritten months",
+        }
+    }
+
+    fn months(self) -> Months {
+        match self {
+            Kind::NewUnlogged | Kind::NewLogged => Months::New,
+            Kind::RewrittenLogged => Months::Rewritten,
+        }
+    }
+
+    fn persistence(self) -> &'static str {
+        if self == Kind::NewUnlogged { "UNLOGGED" } else { "LOGGED" }
+    }
+}
+
+/// One backfill.
+struct Run {
+    seconds: f64,
+    /// Of the server.
+    cpu_seconds: f64,
+    /// Processors that were busy with something else, on average.
+    busy_with_others: f64,
+}
+
+/// What was measured with so many workers.
+#[derive(Serialize)]
+pub struct Figure {
+    pub kind: Kind,
+    /// 0: the calling session did the work.
+    pub workers: usize,
+    pub pairs: usize,
+    /// Rows of both families that were stored, or found as they are.
+    pub rows: u64,
+    pub seconds: Spread,
+    pub rows_per_second: Spread,
+    /// The server's, in all processes together.
+    pub cpu_seconds: Spread,
+    pub processors_busy_with_others: Spread,
+    /// By which factor one worker took longer, in the same round.
+    pub speedup: Spread,
+}
+
+/// Backfills with each number of workers in turn, so many times.
+pub fn measure(market: &mut Market, worker_counts: &[usize], rounds: usize) -> Result<Vec<Figure>> {
+    let bar = console::BARS.add(ProgressBar::new((Kind::ALL.len() * rounds * worker_counts.len()) as u64));
+    bar.set_style(ProgressStyle::with_template("   {bar:30} {pos}/{len}  {elapsed}  {msg}")?);
+    let mut figures = Vec::new();
+    for kind in Kind::ALL {
+        market.empty()?;
+        market.set_persistence(kind.persistence())?;
+        let pairs = match kind.months() {
+            Months::New => market.pairs.clone(),
+            Months::Rewritten => market.few_pairs(),
+        };
+        let bars = market.bars(&pairs)?;
+        if kind.months() == Months::Rewritten {
+            market.backfill(&pairs, 0, Months::New, bars)?;
+        }
+        let mut runs: Vec<Vec<Run>> = worker_counts.iter().map(|_| Vec::new()).collect();
+        for round in 0..rounds {
+            // To and fro: what changes with time, such as the machine's load, changes for all alike.
+            for step in 0..worker_counts.len() {
+                let index = if round % 2 == 0 { step } else { worker_counts.len() - 1 - step };
+                let workers = worker_counts[index];
+                let what = format!("{}, {workers} workers", kind.title());
+                bar.set_message(what.clone());
+                runs[index].push(run(market, kind, &pairs, workers, bars).context(what)?);
+                bar.inc(1);
+            }
+        }
+        figures.extend(summarise(kind, pairs.len(), 2 * bars, worker_counts, &runs));
+    }
+    bar.finish_and_clear();
+    Ok(figures)
+}
+
+fn run(market: &mut Market, kind: Kind, pairs: &[String], workers: usize, bars: u64) -> Result<Run> {
+    if kind.months() == Months::New {
+        market.empty()?;
+    }
+    market.client.batch_execute("CHECKPOINT")?;
+    let (cpu_before, start) = (CpuTime::now(market.cluster)?, Instant::now());
+    market.backfill(pairs, workers, kind.months(), bars)?;
+    let (seconds, cpu_after) = (start.elapsed().as_secs_f64(), CpuTime::now(market.cluster)?);
+    let cpu_seconds = cpu_after.server - cpu_before.server;
+    let others = cpu_after.machine - cpu_before.machine - cpu_seconds;
+    Ok(Run { seconds, cpu_seconds, busy_with_others: (others / seconds).max(0.0) })
+}
+
+/// The figures of the runs of each number of workers, which are in the order of their rounds.
+fn summarise(kind: Kind, pairs: usize, rows: u64, worker_counts: &[usize], runs: &[Vec<Run>]) -> Vec<Figure> {
+    let of_one = worker_counts.iter().position(|&workers| workers == 1).expect("one worker is measured");
+    let figure = |(&workers, own): (&usize, &Vec<Run>)| {
+        let all = |value: fn(&Run) -> f64| Spread::of(own.iter().map(value).collect());
+        let seconds = all(|run| run.seconds);
+        let speedups = runs[of_one].iter().zip(own).map(|(one, own)| one.seconds / own.seconds);
+        Figure {
+            kind,
+            workers,
+            pairs,
+            rows,
+            seconds,
+            rows_per_second: seconds.rate_of(rows as f64),
+            cpu_seconds: all(|run| run.cpu_seconds),
+            processors_busy_with_others: all(|run| run.busy_with_others),
+            speedup: Spread::of(speedups.collect()),
+        }
+    };
+    worker_counts.iter().zip(runs).map(figure).collect()
+}
+
+pub fn table(figures: &[Figure]) -> Table<9> {
+    let header =
+        ["backfill", "pairs", "workers", "rows/s", "s", "fastest", "slowest", "× 1 worker", "CPU s / others"];
+    let mut table = Table::new(header, 1);
+    for figure in figures {
+        let Figure { seconds, cpu_seconds, processors_busy_with_others: others, speedup, .. } = figure;
+        table.add([
+            figure.kind.title().to_owned(),
+            figure.pairs.to_string(),
+            figure.workers.to_string(),
+            HumanCount(figure.rows_per_second.median as u64).to_string(),
+            format!("{:.2}", seconds.median),
+            format!("{:.2}", seconds.min),
+            format!("{:.2}", seconds.max),
+            report::ratio(speedup.median),
+            format!("{:.2} / {:.2}", cpu_seconds.median, others.median),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_are_compared_round_by_round() {
+        let runs_of = |seconds: [f64; 3]| {
+            seconds.map(|seconds| Run { seconds, cpu_seconds: 1.0, busy_with_others: 0.5 }).into()
+        };
+        // The machine was slow in the second round.
+        let runs = [runs_of([4.0, 40.0, 4.0]), runs_of([2.0, 20.0, 4.0])];
+        let figures = summarise(Kind::NewLogged, 28, 1000, &[1, 2], &runs);
+        assert_eq!(figures[0].speedup, Spread { median: 1.0, min: 1.0, max: 1.0 });
+        assert_eq!(figures[1].speedup, Spread { median: 2.0, min: 1.0, max: 2.0 });
+        assert_eq!(figures[1].seconds.median, 4.0);
+        assert_eq!(figures[1].rows_per_second.median, 250.0);
+    }
+}
