@@ -48,7 +48,7 @@ BEGIN
         n := 1;
         WHILE pg_catalog.to_regclass('bqx.' || pg_catalog.quote_ident(aside)) IS NOT NULL LOOP
             n := n + 1;
-            aside := old.relname || '_before_bqx_' || n;
+            aside := pg_catalog.format('%s_before_bqx_%s', old.relname, n);
         END LOOP;
         EXECUTE pg_catalog.format('ALTER %s bqx.%I RENAME TO %I',
             CASE old.relkind WHEN 'c' THEN 'TYPE' ELSE 'TABLE' END, old.relname, aside);
@@ -225,7 +225,7 @@ BEGIN
         RAISE EXCEPTION USING
             ERRCODE = 'undefined_table',
             MESSAGE = format('table bqx.%I does not exist', table_name);
-    ELSIF NOT has_table_privilege(role_name, rel, 'INSERT') THEN
+    ELSIF has_table_privilege(role_name, rel, 'INSERT') IS NOT TRUE THEN
         RAISE EXCEPTION USING
             ERRCODE = 'insufficient_privilege',
             MESSAGE = format('role "%s" may not write %s', role_name, rel),
@@ -280,336 +280,6 @@ BEGIN
     INSERT INTO bqx.rejected_bars (pair, source, line_no, line, reason, loaded_by)
     VALUES ($1, $2, $3, $4, $5, role_name);
 END
-$$;
-
-SET LOCAL search_path TO bqx, pg_temp;
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- src/lib.rs
--- requires:
---   registry
-
--- The ledger: what was asked for (runs), what was done (jobs), and what the derived tables hold (months).
--- "running" is stored nowhere: it is an advisory lock of the transaction that works, gone with it.
--- No foreign keys between these tables: a parallel pg_restore loads them in any order.
-
-SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
-
-CREATE TABLE bqx.run_ledger (
-    run_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    called_by name NOT NULL,
-    arguments jsonb NOT NULL,
-    started_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-    finished_at timestamp with time zone
-);
-
-CREATE TABLE bqx.job_ledger (
-    job_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    run_id bigint NOT NULL,
-    family text NOT NULL,
-    pair text NOT NULL,
-    month date NOT NULL,
-    state text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'done', 'failed', 'cancelled')),
-    bars bigint,
-    rows_written bigint,
-    worker int,
-    error text,
-    error_code text,
-    error_hint text,
-    started_at timestamp with time zone,
-    finished_at timestamp with time zone,
-    UNIQUE (run_id, family, pair, month)
-);
-CREATE INDEX ON bqx.job_ledger (run_id, pair, month) WHERE state = 'pending';
-CREATE INDEX ON bqx.job_ledger (finished_at);
-
--- What each month of a derived table was computed from.
-CREATE TABLE bqx.month_ledger (
-    family text NOT NULL,
-    pair text NOT NULL,
-    month date NOT NULL,
-    input_fingerprint text NOT NULL,
-    bars bigint NOT NULL,
-    run_id bigint,
-    computed_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-    PRIMARY KEY (family, pair, month)
-);
-
-SELECT pg_catalog.pg_extension_config_dump('bqx.run_ledger', '');
-SELECT pg_catalog.pg_extension_config_dump('bqx.job_ledger', '');
-SELECT pg_catalog.pg_extension_config_dump('bqx.month_ledger', '');
-SELECT pg_catalog.pg_extension_config_dump(
-    pg_catalog.pg_get_serial_sequence('bqx.run_ledger', 'run_id')::pg_catalog.regclass, '');
-SELECT pg_catalog.pg_extension_config_dump(
-    pg_catalog.pg_get_serial_sequence('bqx.job_ledger', 'job_id')::pg_catalog.regclass, '');
-
--- Advisory locks of ours are told from others' by a hash over a name.
-CREATE FUNCTION bqx._lock_key(kind text, object text) RETURNS bigint
-LANGUAGE sql IMMUTABLE
-RETURN pg_catalog.hashtextextended('bqx ' || kind || ' ' || object, 0);
-
--- Advisory locks that are held now in this database, by key. Ours are:
---   run      shared, by the call that waits for a run, and its workers: for as long as they are, the run goes on
---   work     shared, by sessions that do a run's jobs
---   run end  by who ends a run: its call, or cancel()
---   month    by who works on a pair's month
---   job      by who does this job
-CREATE FUNCTION bqx._lock_holders() RETURNS TABLE (pid int, key bigint)
-LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT l.pid, (l.classid::bigint << 32) | l.objid::bigint FROM pg_locks AS l
-     WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
-       AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
-$$;
-
-CREATE FUNCTION bqx._held_locks() RETURNS SETOF bigint
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT h.key FROM bqx._lock_holders() AS h $$;
-
--- Process ids of the sessions, other than this one, that hold a lock of a run.
-CREATE FUNCTION bqx._holders(kind text, run_id bigint) RETURNS SETOF int
-LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT h.pid FROM bqx._lock_holders() AS h
-     WHERE h.key = bqx._lock_key(kind, run_id::text) AND h.pid <> pg_backend_pid()
-$$;
-
--- Writing to the ledger, for the role that calls: see _caller().
-
--- 22023 for a run that isn't, 42501 for another's.
-CREATE FUNCTION bqx._check_own_run(run_id bigint, role_name name) RETURNS void
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    owner name := (SELECT r.called_by FROM bqx.run_ledger AS r WHERE r.run_id = $1);
-BEGIN
-    IF owner IS NULL THEN
-        RAISE EXCEPTION USING
-            ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('there is no run %s', coalesce(run_id::text, 'NULL')),
-            HINT = 'SELECT * FROM bqx.runs;  shows yours.';
-    END IF;
-    -- a role that is gone: superusers only
-    IF NOT coalesce((SELECT pg_has_role(role_name, r.oid, 'MEMBER') FROM pg_roles AS r WHERE r.rolname = owner),
-                    (SELECT r.rolsuper FROM pg_roles AS r WHERE r.rolname = role_name)) THEN
-        RAISE EXCEPTION USING
-            ERRCODE = 'insufficient_privilege',
-            MESSAGE = format('run %s is not one of role "%s"', run_id, role_name),
-            HINT = 'SELECT * FROM bqx.runs;  shows yours.';
-    END IF;
-END
-$$;
-
--- How long finished runs and their jobs are kept. Months' fingerprints stay for as long as the tables.
-CREATE FUNCTION bqx._forget_old_runs() RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    kept interval := make_interval(mins => bqx._ledger_retention_minutes());  -- NULL: for ever
-    old bigint[];
-BEGIN
-    old := ARRAY(SELECT r.run_id FROM bqx.run_ledger AS r
-                  WHERE r.started_at < clock_timestamp() - kept
-                    AND bqx._lock_key('run', r.run_id::text) NOT IN (SELECT bqx._held_locks())
-                    FOR UPDATE SKIP LOCKED);
-    DELETE FROM bqx.job_ledger AS j WHERE j.run_id = ANY (old);
-    DELETE FROM bqx.run_ledger AS r WHERE r.run_id = ANY (old);
-END
-$$;
-
--- Opening a run is the occasion to forget old ones.
-CREATE FUNCTION bqx._open_run(arguments jsonb, caller bigint DEFAULT bqx._caller()) RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    new_run bigint;
-BEGIN
-    PERFORM bqx._forget_old_runs();
-    INSERT INTO bqx.run_ledger AS r (called_by, arguments) VALUES (bqx._role_of($2), $1) RETURNING r.run_id INTO new_run;
-    RETURN new_run;
-END
-$$;
-
-CREATE FUNCTION bqx._add_jobs(
-    run_id bigint, pair text, families text[], months date[], caller bigint DEFAULT bqx._caller()) RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    role_name name := bqx._role_of($5);
-    added bigint;
-BEGIN
-    PERFORM bqx._check_own_run($1, role_name);
-    PERFORM bqx._check_may_write(role_name, bqx._derived_name(f, $2)) FROM unnest(families) AS f;
-    INSERT INTO bqx.job_ledger (run_id, family, pair, month)
-    SELECT $1, f, $2, m FROM unnest(months) AS m, unnest(families) AS f ORDER BY m, f;
-    GET DIAGNOSTICS added = ROW_COUNT;
-    RETURN added;
-END
-$$;
-
--- The next open jobs of a run, one row per pair and month: what one claim takes.
-CREATE FUNCTION bqx._open_units(run_id bigint, at_most int, caller bigint DEFAULT bqx._caller())
-RETURNS TABLE (pair text, month date)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM bqx._check_own_run($1, bqx._role_of($3));
-    RETURN QUERY
-    SELECT DISTINCT j.pair, j.month
-      FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'pending'
-     ORDER BY j.pair, j.month LIMIT at_most;
-END
-$$;
-
--- The families of one pair and month that are still open, with their jobs.
-CREATE FUNCTION bqx._open_jobs(run_id bigint, pair text, month date, OUT families text[], OUT job_ids bigint[])
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT array_agg(j.family ORDER BY j.family), array_agg(j.job_id ORDER BY j.family)
-      FROM bqx.job_ledger AS j
-     WHERE j.run_id = $1 AND j.pair = $2 AND j.month = $3 AND j.state = 'pending'
-$$;
-
-CREATE FUNCTION bqx._run_force(run_id bigint) RETURNS boolean
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$ SELECT (r.arguments ->> 'force')::boolean FROM bqx.run_ledger AS r WHERE r.run_id = $1 $$;
-
-CREATE FUNCTION bqx._finish_job(
-    run_id bigint, family text, pair text, month date, state text, worker int, started_at timestamp with time zone,
-    bars bigint, rows_written bigint, input_fingerprint text, error text, error_code text, error_hint text,
-    caller bigint DEFAULT bqx._caller()
-) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-DECLARE
-    role_name name := bqx._role_of($14);
-BEGIN
-    PERFORM bqx._check_own_run($1, role_name);
-    IF $5 = 'done' THEN
-        PERFORM bqx._check_may_write(role_name, bqx._derived_name($2, $3));
-    END IF;
-    UPDATE bqx.job_ledger AS j
-       SET state = $5, worker = $6, started_at = $7, finished_at = clock_timestamp(),
-           bars = $8, rows_written = $9, error = $11, error_code = $12, error_hint = $13
-     WHERE j.run_id = $1 AND j.family = $2 AND j.pair = $3 AND j.month = $4 AND j.state = 'pending';
-    IF NOT FOUND THEN
-        RAISE EXCEPTION USING
-            ERRCODE = 'object_not_in_prerequisite_state',
-            MESSAGE = format('run %s has no open job %s %s %s', $1, $2, $3, to_char($4, 'YYYY-MM'));
-    END IF;
-    IF $5 = 'done' THEN
-        INSERT INTO bqx.month_ledger AS m (family, pair, month, input_fingerprint, bars, run_id)
-        VALUES ($2, $3, $4, $10, $8, $1)
-        ON CONFLICT (family, pair, month) DO UPDATE
-           SET input_fingerprint = excluded.input_fingerprint, bars = excluded.bars, run_id = excluded.run_id,
-               computed_at = CASE WHEN m.input_fingerprint = excluded.input_fingerprint
-                                  THEN m.computed_at ELSE excluded.computed_at END;
-    END IF;
-END
-$$;
-
--- Jobs of a run that ended at or after an instant and are not among those told, in the order of their ends.
-CREATE FUNCTION bqx._finished_jobs(
-    run_id bigint, since timestamp with time zone, told bigint[], caller bigint DEFAULT bqx._caller())
-RETURNS TABLE (job_id bigint, family text, pair text, month date, state text, rows_written bigint, seconds numeric,
-               error text, finished_at timestamp with time zone)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-BEGIN
-    PERFORM bqx._check_own_run($1, bqx._role_of($4));
-    RETURN QUERY
-    SELECT j.job_id, j.family, j.pair, j.month, j.state, j.rows_written,
-           extract(epoch FROM j.finished_at - j.started_at), j.error, j.finished_at
-      FROM bqx.job_ledger AS j
-     WHERE j.run_id = $1 AND j.finished_at >= $2 AND j.job_id <> ALL ($3)
-     ORDER BY j.finished_at, j.job_id;
-END
-$$;
-
--- How the jobs of a run stand, and the SQLSTATE and the hint that all failed ones share (NULL where they differ).
-CREATE FUNCTION bqx._run_outcome(run_id bigint, caller bigint DEFAULT bqx._caller(),
-    OUT jobs bigint, OUT done bigint, OUT open bigint, OUT cancelled bigint, OUT rows_written bigint,
-    OUT failures text[], OUT error_code text, OUT error_hint text)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM bqx._check_own_run($1, bqx._role_of($2));
-    SELECT count(*), count(*) FILTER (WHERE j.state = 'done'), count(*) FILTER (WHERE j.state = 'pending'),
-           count(*) FILTER (WHERE j.state = 'cancelled'), coalesce(sum(j.rows_written), 0),
-           array_agg(format('%s %s %s: %s', j.family, j.pair, to_char(j.month, 'YYYY-MM'), j.error)
-                     ORDER BY j.pair, j.month, j.family) FILTER (WHERE j.state = 'failed'),
-           CASE WHEN count(DISTINCT j.error_code) = 1 THEN min(j.error_code) END,
-           CASE WHEN count(DISTINCT coalesce(j.error_hint, '')) FILTER (WHERE j.state = 'failed') = 1
-                THEN nullif(min(j.error_hint), '') END
-      INTO jobs, done, open, cancelled, rows_written, failures, error_code, error_hint
-      FROM bqx.job_ledger AS j WHERE j.run_id = $1;
-END
-$$;
-
--- Gives up the open jobs of a run; true if there were any.
-CREATE FUNCTION bqx._cancel_open_jobs(run_id bigint, caller bigint DEFAULT bqx._caller()) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM bqx._check_own_run($1, bqx._role_of($2));
-    UPDATE bqx.job_ledger AS j SET state = 'cancelled' WHERE j.run_id = $1 AND j.state = 'pending';
-    RETURN FOUND;
-END
-$$;
-
--- Opens again what a run left undone, failed or cancelled; returns how many jobs are open now.
-CREATE FUNCTION bqx._reopen_jobs(run_id bigint, caller bigint DEFAULT bqx._caller()) RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM bqx._check_own_run($1, bqx._role_of($2));
-    UPDATE bqx.job_ledger AS j
-       SET state = 'pending', worker = NULL, started_at = NULL, finished_at = NULL, bars = NULL, rows_written = NULL,
-           error = NULL, error_code = NULL, error_hint = NULL
-     WHERE j.run_id = $1 AND j.state IN ('failed', 'cancelled');
-    UPDATE bqx.run_ledger AS r SET finished_at = NULL
-     WHERE r.run_id = $1 AND EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'pending');
-    RETURN (SELECT count(*) FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'pending');
-END
-$$;
-
-CREATE FUNCTION bqx._close_run(run_id bigint, caller bigint DEFAULT bqx._caller()) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM bqx._check_own_run($1, bqx._role_of($2));
-    UPDATE bqx.run_ledger AS r SET finished_at = clock_timestamp()
-     WHERE r.run_id = $1 AND r.finished_at IS NULL
-       AND NOT EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'pending');
-END
-$$;
-
--- What a month was computed from; NULLs where it never was.
-CREATE FUNCTION bqx._recorded_month(family text, pair text, month date, OUT input_fingerprint text, OUT bars bigint)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT m.input_fingerprint, m.bars FROM bqx.month_ledger AS m
-     WHERE m.family = $1 AND m.pair = $2 AND m.month = $3
-$$;
-
--- Months of a pair that were written and had bars.
-CREATE FUNCTION bqx._recorded_months(families text[], pair text) RETURNS SETOF date
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT DISTINCT m.month FROM bqx.month_ledger AS m
-     WHERE m.family = ANY ($1) AND m.pair = $2 AND m.bars > 0
-$$;
-
--- Forgets a table's months after it was dropped (and only then).
-CREATE FUNCTION bqx._forget_months(family text, pair text) RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-    DELETE FROM bqx.month_ledger AS m
-     WHERE m.family = $1 AND m.pair = $2
-       AND to_regclass(format('bqx.%I', bqx._derived_name($1, $2))) IS NULL
 $$;
 
 SET LOCAL search_path TO bqx, pg_temp;
@@ -724,6 +394,373 @@ CREATE  FUNCTION "_ledger_retention_minutes"() RETURNS INT /* Option < i32 > */
 STRICT
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', '_ledger_retention_minutes_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/session.rs
+-- bqx::session::_login_role
+CREATE  FUNCTION "_login_role"(
+	"pid" INT /* Option < i32 > */
+) RETURNS oid /* Option < pg_sys :: Oid > */
+VOLATILE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_login_role_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   registry
+--   session::_login_role
+
+-- The ledger: what was asked for (runs), what was done (jobs), and what the derived tables hold (months).
+-- "running" is stored nowhere: it is an advisory lock of the transaction that works, gone with it.
+-- No foreign keys between these tables: a parallel pg_restore loads them in any order.
+
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
+CREATE TABLE bqx.run_ledger (
+    run_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    called_by name NOT NULL,
+    arguments jsonb NOT NULL,
+    started_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    finished_at timestamp with time zone
+);
+
+CREATE TABLE bqx.job_ledger (
+    job_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    run_id bigint NOT NULL,
+    family text NOT NULL,
+    pair text NOT NULL,
+    month date NOT NULL,
+    state text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'done', 'failed', 'cancelled')),
+    bars bigint,
+    rows_written bigint,
+    worker int,
+    error text,
+    error_code text,
+    error_hint text,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    UNIQUE (run_id, family, pair, month)
+);
+CREATE INDEX ON bqx.job_ledger (run_id, pair, month) WHERE state = 'pending';
+CREATE INDEX ON bqx.job_ledger (finished_at);
+
+-- What each month of a derived table was computed from.
+CREATE TABLE bqx.month_ledger (
+    family text NOT NULL,
+    pair text NOT NULL,
+    month date NOT NULL,
+    input_fingerprint text NOT NULL,
+    bars bigint NOT NULL,
+    run_id bigint,
+    computed_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (family, pair, month)
+);
+
+SELECT pg_catalog.pg_extension_config_dump('bqx.run_ledger', '');
+SELECT pg_catalog.pg_extension_config_dump('bqx.job_ledger', '');
+SELECT pg_catalog.pg_extension_config_dump('bqx.month_ledger', '');
+SELECT pg_catalog.pg_extension_config_dump(
+    pg_catalog.pg_get_serial_sequence('bqx.run_ledger', 'run_id')::pg_catalog.regclass, '');
+SELECT pg_catalog.pg_extension_config_dump(
+    pg_catalog.pg_get_serial_sequence('bqx.job_ledger', 'job_id')::pg_catalog.regclass, '');
+
+-- Advisory locks of ours are told from others' by a hash over a name.
+CREATE FUNCTION bqx._lock_key(kind text, object text) RETURNS bigint
+LANGUAGE sql IMMUTABLE
+RETURN pg_catalog.hashtextextended('bqx ' || kind || ' ' || object, 0);
+
+-- Advisory locks that are held now in this database, by key. Ours are:
+--   run      shared, by the call that waits for a run, and its workers: for as long as they are, the run goes on
+--   work     shared, by sessions that do a run's jobs
+--   run end  by who ends a run: its call, or cancel()
+--   month    by who works on a pair's month
+--   job      by who does this job
+-- With the role that the session logged in as: anyone can take an advisory lock, so not everyone who holds one is at work.
+CREATE FUNCTION bqx._lock_holders() RETURNS TABLE (pid int, key bigint, role oid)
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT l.pid, (l.classid::bigint << 32) | l.objid::bigint, bqx._login_role(l.pid) FROM pg_locks AS l
+     WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
+       AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+$$;
+
+-- Whether a session that logged in as a role can be at work for a run that was called by another.
+CREATE FUNCTION bqx._can_act_as(role oid, called_by name) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce((SELECT coalesce(pg_has_role(role, r.oid, 'MEMBER'), false) FROM pg_roles AS r
+                      WHERE r.rolname = called_by), true)  -- of a role that is gone it can't be told
+$$;
+
+-- Process ids of the sessions, other than this one, that are at work for a run and hold this lock of it.
+CREATE FUNCTION bqx._holders(kind text, run_id bigint) RETURNS SETOF int
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT h.pid FROM bqx._lock_holders() AS h, bqx.run_ledger AS r
+     WHERE h.key = bqx._lock_key(kind, $2::text) AND h.pid <> pg_backend_pid()
+       AND r.run_id = $2 AND bqx._can_act_as(h.role, r.called_by)
+$$;
+
+-- Writing to the ledger, for the role that calls: see _caller().
+
+-- 22023 for a run that isn't, 42501 for another's.
+CREATE FUNCTION bqx._check_own_run(run_id bigint, role_name name) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    owner name := (SELECT r.called_by FROM bqx.run_ledger AS r WHERE r.run_id = $1);
+BEGIN
+    IF owner IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('there is no run %s', coalesce(run_id::text, 'NULL')),
+            HINT = 'SELECT * FROM bqx.runs;  shows yours.';
+    END IF;
+    -- a role that is gone: superusers only
+    IF coalesce((SELECT pg_has_role(role_name, r.oid, 'MEMBER') FROM pg_roles AS r WHERE r.rolname = owner),
+                (SELECT r.rolsuper FROM pg_roles AS r WHERE r.rolname = role_name)) IS NOT TRUE THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('run %s is not one of role "%s"', run_id, role_name),
+            HINT = 'SELECT * FROM bqx.runs;  shows yours.';
+    END IF;
+END
+$$;
+
+-- How long finished runs and their jobs are kept. Months' fingerprints stay for as long as the tables.
+CREATE FUNCTION bqx._forget_old_runs() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    kept interval := make_interval(mins => bqx._ledger_retention_minutes());  -- NULL: for ever
+    old bigint[];
+BEGIN
+    old := ARRAY(SELECT r.run_id FROM bqx.run_ledger AS r
+                  WHERE r.started_at < clock_timestamp() - kept
+                    AND bqx._lock_key('run', r.run_id::text) NOT IN (SELECT h.key FROM bqx._lock_holders() AS h)
+                    FOR UPDATE SKIP LOCKED);
+    DELETE FROM bqx.job_ledger AS j WHERE j.run_id = ANY (old);
+    DELETE FROM bqx.run_ledger AS r WHERE r.run_id = ANY (old);
+END
+$$;
+
+-- Opening a run is the occasion to forget old ones.
+CREATE FUNCTION bqx._open_run(arguments jsonb, caller bigint DEFAULT bqx._caller()) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    new_run bigint;
+BEGIN
+    PERFORM bqx._forget_old_runs();
+    INSERT INTO bqx.run_ledger AS r (called_by, arguments) VALUES (bqx._role_of($2), $1) RETURNING r.run_id INTO new_run;
+    RETURN new_run;
+END
+$$;
+
+CREATE FUNCTION bqx._add_jobs(
+    run_id bigint, pair text, families text[], months date[], caller bigint DEFAULT bqx._caller()) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    role_name name := bqx._role_of($5);
+    added bigint;
+BEGIN
+    PERFORM bqx._check_own_run($1, role_name);
+    PERFORM bqx._check_may_write(role_name, bqx._derived_name(f, $2)) FROM unnest(families) AS f;
+    INSERT INTO bqx.job_ledger (run_id, family, pair, month)
+    SELECT $1, f, $2, m FROM unnest(months) AS m, unnest(families) AS f ORDER BY m, f;
+    GET DIAGNOSTICS added = ROW_COUNT;
+    RETURN added;
+END
+$$;
+
+-- The next open jobs of a run, one row per pair and month: what one claim takes.
+CREATE FUNCTION bqx._open_units(run_id bigint, at_most int, caller bigint DEFAULT bqx._caller())
+RETURNS TABLE (pair text, month date)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($3));
+    RETURN QUERY
+    SELECT DISTINCT j.pair, j.month
+      FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'pending'
+     ORDER BY j.pair, j.month LIMIT at_most;
+END
+$$;
+
+-- The families of one pair and month that are still open, with their jobs.
+CREATE FUNCTION bqx._open_jobs(
+    run_id bigint, pair text, month date, caller bigint DEFAULT bqx._caller(), OUT families text[], OUT job_ids bigint[])
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($4));
+    SELECT array_agg(j.family ORDER BY j.family), array_agg(j.job_id ORDER BY j.family) INTO families, job_ids
+      FROM bqx.job_ledger AS j
+     WHERE j.run_id = $1 AND j.pair = $2 AND j.month = $3 AND j.state = 'pending';
+END
+$$;
+
+CREATE FUNCTION bqx._run_force(run_id bigint, caller bigint DEFAULT bqx._caller()) RETURNS boolean
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($2));
+    RETURN (SELECT (r.arguments ->> 'force')::boolean FROM bqx.run_ledger AS r WHERE r.run_id = $1);
+END
+$$;
+
+CREATE FUNCTION bqx._finish_job(
+    run_id bigint, family text, pair text, month date, state text, worker int, started_at timestamp with time zone,
+    bars bigint, rows_written bigint, input_fingerprint text, error text, error_code text, error_hint text,
+    caller bigint DEFAULT bqx._caller()
+) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    role_name name := bqx._role_of($14);
+BEGIN
+    PERFORM bqx._check_own_run($1, role_name);
+    IF $5 = 'done' THEN
+        PERFORM bqx._check_may_write(role_name, bqx._derived_name($2, $3));
+    END IF;
+    UPDATE bqx.job_ledger AS j
+       SET state = $5, worker = $6, started_at = $7, finished_at = clock_timestamp(),
+           bars = $8, rows_written = $9, error = $11, error_code = $12, error_hint = $13
+     WHERE j.run_id = $1 AND j.family = $2 AND j.pair = $3 AND j.month = $4 AND j.state = 'pending';
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = format('run %s has no open job %s %s %s', $1, $2, $3, to_char($4, 'YYYY-MM'));
+    END IF;
+    IF $5 = 'done' THEN
+        INSERT INTO bqx.month_ledger AS m (family, pair, month, input_fingerprint, bars, run_id)
+        VALUES ($2, $3, $4, $10, $8, $1)
+        ON CONFLICT (family, pair, month) DO UPDATE
+           SET input_fingerprint = excluded.input_fingerprint, bars = excluded.bars, run_id = excluded.run_id,
+               computed_at = CASE WHEN m.input_fingerprint = excluded.input_fingerprint
+                                  THEN m.computed_at ELSE excluded.computed_at END;
+    END IF;
+END
+$$;
+
+-- Jobs of a run that ended at or after an instant and are not among those told, in the order of their ends.
+CREATE FUNCTION bqx._finished_jobs(
+    run_id bigint, since timestamp with time zone, told bigint[], caller bigint DEFAULT bqx._caller())
+RETURNS TABLE (job_id bigint, family text, pair text, month date, state text, rows_written bigint, seconds numeric,
+               error text, finished_at timestamp with time zone)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($4));
+    RETURN QUERY
+    SELECT j.job_id, j.family, j.pair, j.month, j.state, j.rows_written,
+           extract(epoch FROM j.finished_at - j.started_at), j.error, j.finished_at
+      FROM bqx.job_ledger AS j
+     WHERE j.run_id = $1 AND j.finished_at >= $2 AND j.job_id <> ALL ($3)
+     ORDER BY j.finished_at, j.job_id;
+END
+$$;
+
+-- How the jobs of a run stand, and the SQLSTATE and the hint that all failed ones share (NULL where they differ).
+CREATE FUNCTION bqx._run_outcome(run_id bigint, caller bigint DEFAULT bqx._caller(),
+    OUT jobs bigint, OUT done bigint, OUT open bigint, OUT cancelled bigint, OUT rows_written bigint,
+    OUT failures text[], OUT error_code text, OUT error_hint text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($2));
+    SELECT count(*), count(*) FILTER (WHERE j.state = 'done'), count(*) FILTER (WHERE j.state = 'pending'),
+           count(*) FILTER (WHERE j.state = 'cancelled'), coalesce(sum(j.rows_written), 0),
+           array_agg(format('%s %s %s: %s', j.family, j.pair, to_char(j.month, 'YYYY-MM'), j.error)
+                     ORDER BY j.pair, j.month, j.family) FILTER (WHERE j.state = 'failed'),
+           CASE WHEN count(DISTINCT j.error_code) = 1 THEN min(j.error_code) END,
+           CASE WHEN count(DISTINCT coalesce(j.error_hint, '')) FILTER (WHERE j.state = 'failed') = 1
+                THEN nullif(min(j.error_hint), '') END
+      INTO jobs, done, open, cancelled, rows_written, failures, error_code, error_hint
+      FROM bqx.job_ledger AS j WHERE j.run_id = $1;
+END
+$$;
+
+-- Gives up the open jobs of a run; true if there were any.
+CREATE FUNCTION bqx._cancel_open_jobs(run_id bigint, caller bigint DEFAULT bqx._caller()) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($2));
+    UPDATE bqx.job_ledger AS j SET state = 'cancelled' WHERE j.run_id = $1 AND j.state = 'pending';
+    RETURN FOUND;
+END
+$$;
+
+-- Opens again what a run left undone, failed or cancelled; returns how many jobs are open now.
+CREATE FUNCTION bqx._reopen_jobs(run_id bigint, caller bigint DEFAULT bqx._caller()) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($2));
+    UPDATE bqx.job_ledger AS j
+       SET state = 'pending', worker = NULL, started_at = NULL, finished_at = NULL, bars = NULL, rows_written = NULL,
+           error = NULL, error_code = NULL, error_hint = NULL
+     WHERE j.run_id = $1 AND j.state IN ('failed', 'cancelled');
+    UPDATE bqx.run_ledger AS r SET finished_at = NULL
+     WHERE r.run_id = $1 AND EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'pending');
+    RETURN (SELECT count(*) FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'pending');
+END
+$$;
+
+CREATE FUNCTION bqx._close_run(run_id bigint, caller bigint DEFAULT bqx._caller()) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($2));
+    UPDATE bqx.run_ledger AS r SET finished_at = clock_timestamp()
+     WHERE r.run_id = $1 AND r.finished_at IS NULL
+       AND NOT EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = $1 AND j.state = 'pending');
+END
+$$;
+
+-- Whether a role may know what a derived table's months were computed from: if it may read the table.
+CREATE FUNCTION bqx._may_read_derived(role_name name, family text, pair text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(has_any_column_privilege(
+        role_name, to_regclass(format('bqx.%I', bqx._derived_name(family, pair))), 'SELECT'), false)
+$$;
+
+-- What a month was computed from; NULLs where it never was.
+CREATE FUNCTION bqx._recorded_month(family text, pair text, month date, caller bigint DEFAULT bqx._caller(),
+    OUT input_fingerprint text, OUT bars bigint)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT m.input_fingerprint, m.bars FROM bqx.month_ledger AS m
+     WHERE m.family = $1 AND m.pair = $2 AND m.month = $3 AND bqx._may_read_derived(bqx._role_of($4)::name, $1, $2)
+$$;
+
+-- Months of a pair that were written and had bars.
+CREATE FUNCTION bqx._recorded_months(families text[], pair text, caller bigint DEFAULT bqx._caller()) RETURNS SETOF date
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT DISTINCT m.month FROM bqx.month_ledger AS m
+     WHERE m.family = ANY ($1) AND m.pair = $2 AND m.bars > 0
+       AND bqx._may_read_derived(bqx._role_of($3)::name, m.family, m.pair)
+$$;
+
+-- Forgets a table's months after it was dropped (and only then).
+CREATE FUNCTION bqx._forget_months(family text, pair text) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    DELETE FROM bqx.month_ledger AS m
+     WHERE m.family = $1 AND m.pair = $2
+       AND to_regclass(format('bqx.%I', bqx._derived_name($1, $2))) IS NULL
+$$;
+
+SET LOCAL search_path TO bqx, pg_temp;
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -996,8 +1033,9 @@ SET LOCAL search_path TO bqx, pg_temp;
 -- Monthly partitions. They are found by their bounds, never by their names.
 
 -- Range partitions of `parent` whose key is one time column, with their bounds as instants; a `timestamp` key
--- means UTC. The pinned TimeZone and DateStyle make the printed bounds read back as the same instants.
-CREATE FUNCTION bqx._partitions(parent regclass)
+-- means UTC. The pinned TimeZone and DateStyle make the printed bounds read back as the same instants. All of them, or
+-- just one: to read a partition's bounds is to wait for who has locked it.
+CREATE FUNCTION bqx._partitions(parent regclass, only_this regclass DEFAULT NULL)
 RETURNS TABLE (partition regclass, from_ts timestamp with time zone, to_ts timestamp with time zone)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET DateStyle = 'ISO'
 AS $$
@@ -1008,7 +1046,7 @@ AS $$
       JOIN pg_class AS c ON c.oid = i.inhrelid
      CROSS JOIN LATERAL regexp_match(pg_get_expr(c.relpartbound, c.oid),
            '^FOR VALUES FROM [(](MINVALUE|''[^'']+'')[)] TO [(](MAXVALUE|''[^'']+'')[)]$') AS bound
-     WHERE i.inhparent = parent AND bound IS NOT NULL
+     WHERE i.inhparent = parent AND (only_this IS NULL OR i.inhrelid = only_this) AND bound IS NOT NULL
 $$;
 
 -- Whether the table is partitioned by range over just this column, so that months can be added to it.
@@ -1126,16 +1164,42 @@ $$;
 
 -- M1 tables: one-minute bars, ours or an existing database's own. The helpers hide the difference.
 
--- 42809 for a view or anything else that has the name of one of our tables.
+-- What a domain is of in the end; other types are their own.
+CREATE FUNCTION bqx._base_type(type_id oid) RETURNS oid
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH RECURSIVE based (id) AS (
+        SELECT type_id
+        UNION ALL SELECT t.typbasetype FROM based AS b JOIN pg_type AS t ON t.oid = b.id WHERE t.typtype = 'd')
+    SELECT b.id FROM based AS b JOIN pg_type AS t ON t.oid = b.id WHERE t.typtype <> 'd'
+$$;
+
+-- 42809 for a view or anything else that has the name of one of our tables; 42804 for a column of ours of a type that
+-- somebody made: reading it would run that person's casts and operators, as whoever reads. (A domain is read as what it is of.)
 CREATE FUNCTION bqx._check_is_table(rel regclass) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    stranger record;
 BEGIN
     IF (SELECT c.relkind NOT IN ('r', 'p') FROM pg_class AS c WHERE c.oid = rel) THEN
         RAISE EXCEPTION USING
             ERRCODE = 'wrong_object_type',
             MESSAGE = format('%s is not a table', rel),
             HINT = 'bqx keeps its rows in a table of this name: rename what has it.';
+    END IF;
+    SELECT a.attname, format_type(a.atttypid, a.atttypmod) AS type_name INTO stranger
+      FROM pg_attribute AS a
+     WHERE a.attrelid = rel AND NOT a.attisdropped
+       AND a.attname IN ('time', 'open', 'high', 'low', 'close', 'volume', 'rate_index', 'ts_utc')
+       AND (SELECT t.typnamespace FROM pg_type AS t WHERE t.oid = bqx._base_type(a.atttypid)) <> 'pg_catalog'::regnamespace
+     LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'datatype_mismatch',
+            MESSAGE = format('column %I of %s has type %s, which is not PostgreSQL''s own', stranger.attname, rel, stranger.type_name),
+            HINT = format('ALTER TABLE %s ALTER COLUMN %I TYPE %s USING …;', rel, stranger.attname,
+                          CASE WHEN stranger.attname IN ('time', 'ts_utc') THEN 'timestamptz' ELSE 'double precision' END);
     END IF;
 END
 $$;
@@ -1345,6 +1409,7 @@ BEGIN
     END IF;
     FOREACH chosen_pair IN ARRAY bqx._pairs_or_all(pairs) LOOP
         m1 := bqx._m1_table(chosen_pair);
+        PERFORM bqx._check_sees_all_rows(m1);
         bar := bqx._first_bar_from(m1, baseline_date);
         IF bar.bar_time IS NULL THEN
             first_bar := (bqx._m1_span(m1)).first_bar;
@@ -1667,6 +1732,7 @@ BEGIN
             -- The trigger first: a bar that comes meanwhile has its index from the same baseline.
             PERFORM bqx._install_rate_index_trigger(m1, baseline);
             leaves := bqx._leaves(m1);
+            PERFORM bqx._check_sees_all_rows(l) FROM unnest(leaves) AS l;  -- each is updated on its own
         END IF;
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
@@ -1734,11 +1800,22 @@ AS 'MODULE_PATHNAME', '_require_top_level_wrapper';
 
 /* <begin connected objects> */
 -- src/session.rs
+-- bqx::session::_require_writable
+CREATE  FUNCTION "_require_writable"(
+	"procedure" TEXT /* & str */
+) RETURNS void
+STRICT
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_require_writable_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/session.rs
 -- bqx::session::_role_of
 CREATE  FUNCTION "_role_of"(
-	"caller" bigint /* i64 */
+	"caller" bigint /* Option < i64 > */
 ) RETURNS TEXT /* String */
-STRICT VOLATILE
+VOLATILE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', '_role_of_wrapper';
 /* </end connected objects> */
@@ -1983,6 +2060,7 @@ BEGIN
     -- Two loads of one pair take turns: each sees the other's bars, no minute comes twice.
     PERFORM pg_advisory_xact_lock(bqx._lock_key('m1', pair));
     m1 := bqx._ensure_m1(pair);
+    PERFORM bqx._check_sees_all_rows(m1);
     bad := bqx._settle_bad_rows(pair, source, skip_bad);
     SELECT min(b.time) AS first_bar, max(b.time) AS last_bar INTO span FROM pg_temp.bqx_bars AS b;
     IF span.first_bar IS NULL THEN
@@ -2132,6 +2210,7 @@ BEGIN
     END IF;
     PERFORM pg_advisory_xact_lock(bqx._lock_key('m1', pair));
     m1 := bqx._ensure_m1(pair);
+    PERFORM bqx._check_sees_all_rows(m1);
     PERFORM bqx._ensure_partitions(m1, 'time', ARRAY[month]);
     PERFORM bqx._keep_trigger_everywhere(m1);
     EXECUTE format(
@@ -2476,7 +2555,9 @@ AS $$
                          WHERE (p.schemaname, p.tablename) = (c.relnamespace::regnamespace::name, c.relname))
             THEN 'it is published'
         WHEN EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = rel) THEN 'it has triggers or foreign keys'
-        WHEN EXISTS (SELECT FROM pg_constraint AS k WHERE k.conrelid = rel AND k.contype NOT IN ('p', 'u', 'n'))
+        WHEN EXISTS (SELECT FROM pg_constraint AS k
+                      WHERE k.conrelid = rel AND k.contype NOT IN ('p', 'u', 'n')
+                        AND NOT (k.conname = 'bqx_month_bounds' AND c.relkind = 'r' AND NOT c.relispartition))
             THEN 'it has constraints'
         WHEN EXISTS (SELECT FROM pg_attribute AS a
                       WHERE a.attrelid = rel AND a.attnum > 0 AND NOT a.attisdropped
@@ -2486,6 +2567,20 @@ AS $$
                                               THEN 'timestamptz'::regtype ELSE 'float8'::regtype END))
             THEN 'it has columns of other kinds' END
       FROM pg_class AS c WHERE c.oid = rel
+$$;
+
+-- Why rows of this range can't be put straight into this one table, which may be a partition; NULL: they can.
+CREATE FUNCTION bqx._why_not_fillable(
+    family text, rel regclass, from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(bqx._why_not_fast(family, rel), (
+        SELECT 'its bounds are others'
+          FROM pg_partition_ancestors(rel) AS a (relid) JOIN pg_inherits AS i ON i.inhrelid = a.relid
+         WHERE NOT CASE WHEN bqx._is_partitioned_by(i.inhparent, 'ts_utc') THEN EXISTS (
+                       SELECT FROM bqx._partitions(i.inhparent, a.relid) AS p WHERE p.from_ts <= $3 AND p.to_ts >= $4)
+                   ELSE false END
+         LIMIT 1))
 $$;
 
 -- A month's partition, not attached yet: nobody can see it, and attaching it (_attach_if_new), as the last act, does not
@@ -2514,14 +2609,25 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     existing regclass;
+    aside regclass;
     fits boolean;
 BEGIN
-    IF NOT bqx._is_partitioned_by(derived, 'ts_utc') OR bqx._why_not_fast(family, derived) IS NOT NULL THEN
+    IF NOT bqx._is_partitioned_by(derived, 'ts_utc') OR bqx._why_not_fast(family, derived) IS NOT NULL
+       OR (SELECT c.relispartition FROM pg_class AS c WHERE c.oid = derived) THEN  -- another table's bounds count, too
         RETURN NULL;
     END IF;
     existing := bqx._partition_of_month(derived, month);
     IF existing IS NULL THEN
-        RETURN CASE WHEN NOT bqx._has_default_partition(derived) THEN bqx._create_partition_aside(derived, month) END;
+        IF bqx._has_default_partition(derived) THEN
+            RETURN NULL;
+        END IF;
+        aside := bqx._create_partition_aside(derived, month);
+        IF bqx._why_not_fast(family, aside) IS NULL THEN
+            RETURN aside;
+        END IF;
+        -- published with its schema, or changed by an event trigger
+        PERFORM bqx._attach_if_new(derived, aside, month);
+        RETURN NULL;
     END IF;
 
     SELECT p.from_ts = bqx._month_start(month) AND p.to_ts = bqx._month_start(bqx._next_month(month))
@@ -2529,7 +2635,7 @@ BEGIN
       INTO fits
       FROM bqx._partitions(derived) AS p JOIN pg_class AS c ON c.oid = p.partition
      WHERE p.partition = existing;
-    IF NOT fits THEN
+    IF fits IS NOT TRUE THEN
         RETURN NULL;
     END IF;
     IF pg_relation_size(existing) > 0 THEN
@@ -2579,8 +2685,8 @@ $$;
 
 -- The plain way. Rows and fingerprint come from one statement, so from one snapshot.
 -- A table of our columns alone is made to hold exactly the computed rows: rows that differ are deleted and
--- inserted, equal ones are not touched. Where there are other columns, rows are only inserted, or updated in
--- our columns; rows without a bar stay, and verify() names them.
+-- inserted, equal ones are not touched. Where there are other columns, or foreign keys of other tables (which might
+-- cascade), rows are only inserted, or updated in our columns; rows without a bar stay, and verify() names them.
 CREATE FUNCTION bqx._write_month_plainly(
     family text, pair text, derived regclass, month date,
     OUT rows_written bigint, OUT input_fingerprint text, OUT bars bigint)
@@ -2600,7 +2706,9 @@ DECLARE
     stored_values text;
     target_names text;
     in_month text;
-    own_alone boolean := cardinality(own.foreign_names) = 0;
+    own_alone boolean := cardinality(own.foreign_names) = 0 AND NOT EXISTS (
+        SELECT FROM pg_constraint AS k
+         WHERE k.contype = 'f' AND (k.confrelid = derived OR k.confrelid IN (SELECT t.relid FROM pg_partition_tree(derived) AS t)));
     key text := bqx._as_key(derived, 'ts_utc', 'c.ts_utc');
 BEGIN
     value_names := ARRAY(SELECT n FROM unnest(own.names) AS n WHERE n NOT IN ('ts_utc', 'created_at'));
@@ -2884,7 +2992,8 @@ BEGIN
             -- Locked: is it still open, and for which families?
             SELECT j.* INTO claimed FROM bqx._open_jobs(run_id, unit.pair, unit.month) AS j;
             IF claimed.families IS NOT NULL THEN
-                PERFORM pg_advisory_xact_lock(bqx._lock_key('job', id::text)) FROM unnest(claimed.job_ids) AS id;
+                -- This lock excludes nobody: it only tells that the jobs are being done.
+                PERFORM pg_try_advisory_xact_lock(bqx._lock_key('job', id::text)) FROM unnest(claimed.job_ids) AS id;
                 PERFORM bqx._run_jobs(run_id, unit.pair, unit.month, claimed.families, claimed.job_ids, worker);
             END IF;
             RETURN true;  -- one month a transaction, whether it was still open or not
@@ -2900,8 +3009,8 @@ CREATE FUNCTION bqx._check_ready_for_backfill(pair text, families text[]) RETURN
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM bqx._check_has_index(pair);
     PERFORM bqx._check_sees_all_rows(bqx._m1_table(pair));
+    PERFORM bqx._check_has_index(pair);
     PERFORM bqx._check_sees_all_rows(bqx._derived_table(f, pair)) FROM unnest(families) AS f;
 END
 $$;
@@ -2958,7 +3067,7 @@ BEGIN
             RAISE WARNING '%: %', title, job.error;
         ELSE
             RAISE NOTICE '%: % in % s', title, CASE job.rows_written WHEN 0 THEN 'unchanged'
-                ELSE job.rows_written || ' rows written' END, round(job.seconds, 2);
+                ELSE format('%s rows written', job.rows_written) END, round(job.seconds, 2);
         END IF;
     END LOOP;
     IF cardinality(told.job_ids) > 1000 THEN
@@ -3159,6 +3268,7 @@ DECLARE
     was_open boolean;
     working int;
 BEGIN
+    PERFORM bqx._require_writable('cancel'::text);
     IF (bqx._run_outcome(run_id)).open = 0 THEN
         RETURN false;
     END IF;
@@ -3240,13 +3350,17 @@ RETURNS TABLE (run_id bigint, called_by name, arguments jsonb, state text,
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    held bigint[] := ARRAY(SELECT bqx._held_locks());
+    held bigint[];
+    held_by oid[];
 BEGIN
+    SELECT array_agg(h.key), array_agg(h.role) INTO held, held_by FROM bqx._lock_holders() AS h;
     RETURN QUERY
     SELECT r.run_id, r.called_by, r.arguments,
            CASE WHEN r.finished_at IS NULL THEN
                     CASE WHEN pg_is_in_recovery() THEN 'unknown'  -- a standby doesn't have the primary's locks
-                         WHEN bqx._lock_key('run', r.run_id::text) = ANY (held) THEN 'running'
+                         WHEN EXISTS (SELECT FROM unnest(held, held_by) AS h (key, role)
+                                       WHERE h.key = bqx._lock_key('run', r.run_id::text)
+                                         AND bqx._can_act_as(h.role, r.called_by)) THEN 'running'
                          ELSE 'interrupted' END
                 WHEN EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = r.run_id AND j.state = 'failed') THEN 'failed'
                 WHEN EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = r.run_id AND j.state = 'cancelled')
@@ -3261,11 +3375,12 @@ END
 $$;
 
 -- How far the jobs are that are being done. Sessions say so in pg_stat_activity, as autovacuum does: seen before they
--- commit, gone with them, and seen by whom PostgreSQL lets see a session's query. See src/live_progress.rs.
+-- commit, gone with them, and seen by whom PostgreSQL lets see a session's query. See src/live_progress.rs. Anyone can say
+-- anything there: only who can act as the run's role is believed.
 CREATE TYPE bqx._live_job AS (
     job_id bigint, worker int, bars_done bigint, bars bigint, rows_written bigint, started_at timestamp with time zone);
 
-CREATE FUNCTION bqx._live_jobs() RETURNS SETOF bqx._live_job
+CREATE FUNCTION bqx._live_jobs(called_by name) RETURNS SETOF bqx._live_job
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT job[1]::bigint, substring(a.query FROM ' worker (\d{1,9}):')::int, job[2]::bigint, job[3]::bigint,
@@ -3273,6 +3388,7 @@ AS $$
       FROM pg_stat_get_activity(NULL) AS a,
            regexp_matches(a.query, 'job (\d{1,18}) [a-z]+(?:: (\d{1,18}) of (\d{1,18}) rows (written|compared))?', 'g') AS job
      WHERE a.query LIKE 'bqx run %' AND a.datid = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+       AND bqx._can_act_as(a.usesysid, $1)
 $$;
 
 -- The jobs of a run as they are at this moment; `work` is how much of the job is done, from 0 to 1. None, of a run that isn't
@@ -3289,12 +3405,12 @@ DECLARE
     live bqx._live_job[] := '{}';
 BEGIN
     SELECT r.called_by, r.finished_at INTO run FROM bqx.run_ledger AS r WHERE r.run_id = $1;
-    IF NOT FOUND OR NOT bqx._may_see_runs_of(bqx._role_of($2)::name, run.called_by) THEN
+    IF NOT FOUND OR bqx._may_see_runs_of(bqx._role_of($2)::name, run.called_by) IS NOT TRUE THEN
         RETURN;
     END IF;
     IF run.finished_at IS NULL THEN
-        held := ARRAY(SELECT bqx._held_locks());
-        live := ARRAY(SELECT l FROM bqx._live_jobs() AS l);
+        held := ARRAY(SELECT h.key FROM bqx._lock_holders() AS h WHERE bqx._can_act_as(h.role, run.called_by));
+        live := ARRAY(SELECT l FROM bqx._live_jobs(run.called_by) AS l);
     END IF;
     RETURN QUERY
     SELECT j.family, j.pair, j.month,
@@ -4099,10 +4215,12 @@ DECLARE
     finding bqx._finding;
     seen record;
 BEGIN
+    PERFORM bqx._check_sees_all_rows(m1);
     RETURN NEXT bqx._verify_baseline(pair, m1);
     RETURN QUERY SELECT f.* FROM unnest(data_months) AS m, bqx._verify_m1_index(pair, m1, m) AS f;
     FOREACH family IN ARRAY families LOOP
         derived := bqx._derived_table(family, pair);
+        PERFORM bqx._check_sees_all_rows(derived);
         RETURN NEXT bqx._verify_schema(family, pair, derived, data_months);
         RETURN NEXT bqx._verify_indexes(family, pair, derived);
         CONTINUE WHEN bqx._column_type(derived, 'ts_utc') IS NULL;
@@ -4311,8 +4429,8 @@ COMMENT ON FUNCTION bqx.completion_report() IS
 CREATE FUNCTION bqx._live_sessions() RETURNS SETOF text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT a.pid || '.' || ((extract(epoch FROM a.backend_start)
-                             - extract(epoch FROM timestamptz '2000-01-01 00:00:00+00')) * 1000000)::bigint
+    SELECT format('%s.%s', a.pid, ((extract(epoch FROM a.backend_start)
+                                    - extract(epoch FROM timestamptz '2000-01-01 00:00:00+00')) * 1000000)::bigint)
       FROM pg_stat_activity AS a WHERE a.backend_start IS NOT NULL
 $$;
 /* </end connected objects> */

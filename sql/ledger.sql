@@ -63,24 +63,30 @@ RETURN pg_catalog.hashtextextended('bqx ' || kind || ' ' || object, 0);
 --   run end  by who ends a run: its call, or cancel()
 --   month    by who works on a pair's month
 --   job      by who does this job
-CREATE FUNCTION bqx._lock_holders() RETURNS TABLE (pid int, key bigint)
+-- With the role that the session logged in as: anyone can take an advisory lock, so not everyone who holds one is at work.
+CREATE FUNCTION bqx._lock_holders() RETURNS TABLE (pid int, key bigint, role oid)
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT l.pid, (l.classid::bigint << 32) | l.objid::bigint FROM pg_locks AS l
+    SELECT l.pid, (l.classid::bigint << 32) | l.objid::bigint, bqx._login_role(l.pid) FROM pg_locks AS l
      WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
        AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
 $$;
 
-CREATE FUNCTION bqx._held_locks() RETURNS SETOF bigint
+-- Whether a session that logged in as a role can be at work for a run that was called by another.
+CREATE FUNCTION bqx._can_act_as(role oid, called_by name) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT h.key FROM bqx._lock_holders() AS h $$;
-
--- Process ids of the sessions, other than this one, that hold a lock of a run.
-CREATE FUNCTION bqx._holders(kind text, run_id bigint) RETURNS SETOF int
-LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT h.pid FROM bqx._lock_holders() AS h
-     WHERE h.key = bqx._lock_key(kind, run_id::text) AND h.pid <> pg_backend_pid()
+    SELECT coalesce((SELECT coalesce(pg_has_role(role, r.oid, 'MEMBER'), false) FROM pg_roles AS r
+                      WHERE r.rolname = called_by), true)  -- of a role that is gone it can't be told
+$$;
+
+-- Process ids of the sessions, other than this one, that are at work for a run and hold this lock of it.
+CREATE FUNCTION bqx._holders(kind text, run_id bigint) RETURNS SETOF int
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT h.pid FROM bqx._lock_holders() AS h, bqx.run_ledger AS r
+     WHERE h.key = bqx._lock_key(kind, $2::text) AND h.pid <> pg_backend_pid()
+       AND r.run_id = $2 AND bqx._can_act_as(h.role, r.called_by)
 $$;
 
 -- Writing to the ledger, for the role that calls: see _caller().
@@ -99,8 +105,8 @@ BEGIN
             HINT = 'SELECT * FROM bqx.runs;  shows yours.';
     END IF;
     -- a role that is gone: superusers only
-    IF NOT coalesce((SELECT pg_has_role(role_name, r.oid, 'MEMBER') FROM pg_roles AS r WHERE r.rolname = owner),
-                    (SELECT r.rolsuper FROM pg_roles AS r WHERE r.rolname = role_name)) THEN
+    IF coalesce((SELECT pg_has_role(role_name, r.oid, 'MEMBER') FROM pg_roles AS r WHERE r.rolname = owner),
+                (SELECT r.rolsuper FROM pg_roles AS r WHERE r.rolname = role_name)) IS NOT TRUE THEN
         RAISE EXCEPTION USING
             ERRCODE = 'insufficient_privilege',
             MESSAGE = format('run %s is not one of role "%s"', run_id, role_name),
@@ -119,7 +125,7 @@ DECLARE
 BEGIN
     old := ARRAY(SELECT r.run_id FROM bqx.run_ledger AS r
                   WHERE r.started_at < clock_timestamp() - kept
-                    AND bqx._lock_key('run', r.run_id::text) NOT IN (SELECT bqx._held_locks())
+                    AND bqx._lock_key('run', r.run_id::text) NOT IN (SELECT h.key FROM bqx._lock_holders() AS h)
                     FOR UPDATE SKIP LOCKED);
     DELETE FROM bqx.job_ledger AS j WHERE j.run_id = ANY (old);
     DELETE FROM bqx.run_ledger AS r WHERE r.run_id = ANY (old);
@@ -171,17 +177,26 @@ END
 $$;
 
 -- The families of one pair and month that are still open, with their jobs.
-CREATE FUNCTION bqx._open_jobs(run_id bigint, pair text, month date, OUT families text[], OUT job_ids bigint[])
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+CREATE FUNCTION bqx._open_jobs(
+    run_id bigint, pair text, month date, caller bigint DEFAULT bqx._caller(), OUT families text[], OUT job_ids bigint[])
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT array_agg(j.family ORDER BY j.family), array_agg(j.job_id ORDER BY j.family)
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($4));
+    SELECT array_agg(j.family ORDER BY j.family), array_agg(j.job_id ORDER BY j.family) INTO families, job_ids
       FROM bqx.job_ledger AS j
-     WHERE j.run_id = $1 AND j.pair = $2 AND j.month = $3 AND j.state = 'pending'
+     WHERE j.run_id = $1 AND j.pair = $2 AND j.month = $3 AND j.state = 'pending';
+END
 $$;
 
-CREATE FUNCTION bqx._run_force(run_id bigint) RETURNS boolean
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$ SELECT (r.arguments ->> 'force')::boolean FROM bqx.run_ledger AS r WHERE r.run_id = $1 $$;
+CREATE FUNCTION bqx._run_force(run_id bigint, caller bigint DEFAULT bqx._caller()) RETURNS boolean
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($2));
+    RETURN (SELECT (r.arguments ->> 'force')::boolean FROM bqx.run_ledger AS r WHERE r.run_id = $1);
+END
+$$;
 
 CREATE FUNCTION bqx._finish_job(
     run_id bigint, family text, pair text, month date, state text, worker int, started_at timestamp with time zone,
@@ -295,20 +310,30 @@ BEGIN
 END
 $$;
 
+-- Whether a role may know what a derived table's months were computed from: if it may read the table.
+CREATE FUNCTION bqx._may_read_derived(role_name name, family text, pair text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(has_any_column_privilege(
+        role_name, to_regclass(format('bqx.%I', bqx._derived_name(family, pair))), 'SELECT'), false)
+$$;
+
 -- What a month was computed from; NULLs where it never was.
-CREATE FUNCTION bqx._recorded_month(family text, pair text, month date, OUT input_fingerprint text, OUT bars bigint)
+CREATE FUNCTION bqx._recorded_month(family text, pair text, month date, caller bigint DEFAULT bqx._caller(),
+    OUT input_fingerprint text, OUT bars bigint)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT m.input_fingerprint, m.bars FROM bqx.month_ledger AS m
-     WHERE m.family = $1 AND m.pair = $2 AND m.month = $3
+     WHERE m.family = $1 AND m.pair = $2 AND m.month = $3 AND bqx._may_read_derived(bqx._role_of($4)::name, $1, $2)
 $$;
 
 -- Months of a pair that were written and had bars.
-CREATE FUNCTION bqx._recorded_months(families text[], pair text) RETURNS SETOF date
+CREATE FUNCTION bqx._recorded_months(families text[], pair text, caller bigint DEFAULT bqx._caller()) RETURNS SETOF date
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT DISTINCT m.month FROM bqx.month_ledger AS m
      WHERE m.family = ANY ($1) AND m.pair = $2 AND m.bars > 0
+       AND bqx._may_read_derived(bqx._role_of($3)::name, m.family, m.pair)
 $$;
 
 -- Forgets a table's months after it was dropped (and only then).

@@ -22,13 +22,17 @@ RETURNS TABLE (run_id bigint, called_by name, arguments jsonb, state text,
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    held bigint[] := ARRAY(SELECT bqx._held_locks());
+    held bigint[];
+    held_by oid[];
 BEGIN
+    SELECT array_agg(h.key), array_agg(h.role) INTO held, held_by FROM bqx._lock_holders() AS h;
     RETURN QUERY
     SELECT r.run_id, r.called_by, r.arguments,
            CASE WHEN r.finished_at IS NULL THEN
                     CASE WHEN pg_is_in_recovery() THEN 'unknown'  -- a standby doesn't have the primary's locks
-                         WHEN bqx._lock_key('run', r.run_id::text) = ANY (held) THEN 'running'
+                         WHEN EXISTS (SELECT FROM unnest(held, held_by) AS h (key, role)
+                                       WHERE h.key = bqx._lock_key('run', r.run_id::text)
+                                         AND bqx._can_act_as(h.role, r.called_by)) THEN 'running'
                          ELSE 'interrupted' END
                 WHEN EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = r.run_id AND j.state = 'failed') THEN 'failed'
                 WHEN EXISTS (SELECT FROM bqx.job_ledger AS j WHERE j.run_id = r.run_id AND j.state = 'cancelled')
@@ -43,11 +47,12 @@ END
 $$;
 
 -- How far the jobs are that are being done. Sessions say so in pg_stat_activity, as autovacuum does: seen before they
--- commit, gone with them, and seen by whom PostgreSQL lets see a session's query. See src/live_progress.rs.
+-- commit, gone with them, and seen by whom PostgreSQL lets see a session's query. See src/live_progress.rs. Anyone can say
+-- anything there: only who can act as the run's role is believed.
 CREATE TYPE bqx._live_job AS (
     job_id bigint, worker int, bars_done bigint, bars bigint, rows_written bigint, started_at timestamp with time zone);
 
-CREATE FUNCTION bqx._live_jobs() RETURNS SETOF bqx._live_job
+CREATE FUNCTION bqx._live_jobs(called_by name) RETURNS SETOF bqx._live_job
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT job[1]::bigint, substring(a.query FROM ' worker (\d{1,9}):')::int, job[2]::bigint, job[3]::bigint,
@@ -55,6 +60,7 @@ AS $$
       FROM pg_stat_get_activity(NULL) AS a,
            regexp_matches(a.query, 'job (\d{1,18}) [a-z]+(?:: (\d{1,18}) of (\d{1,18}) rows (written|compared))?', 'g') AS job
      WHERE a.query LIKE 'bqx run %' AND a.datid = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+       AND bqx._can_act_as(a.usesysid, $1)
 $$;
 
 -- The jobs of a run as they are at this moment; `work` is how much of the job is done, from 0 to 1. None, of a run that isn't
@@ -71,12 +77,12 @@ DECLARE
     live bqx._live_job[] := '{}';
 BEGIN
     SELECT r.called_by, r.finished_at INTO run FROM bqx.run_ledger AS r WHERE r.run_id = $1;
-    IF NOT FOUND OR NOT bqx._may_see_runs_of(bqx._role_of($2)::name, run.called_by) THEN
+    IF NOT FOUND OR bqx._may_see_runs_of(bqx._role_of($2)::name, run.called_by) IS NOT TRUE THEN
         RETURN;
     END IF;
     IF run.finished_at IS NULL THEN
-        held := ARRAY(SELECT bqx._held_locks());
-        live := ARRAY(SELECT l FROM bqx._live_jobs() AS l);
+        held := ARRAY(SELECT h.key FROM bqx._lock_holders() AS h WHERE bqx._can_act_as(h.role, run.called_by));
+        live := ARRAY(SELECT l FROM bqx._live_jobs(run.called_by) AS l);
     END IF;
     RETURN QUERY
     SELECT j.family, j.pair, j.month,

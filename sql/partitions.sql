@@ -1,8 +1,9 @@
 -- Monthly partitions. They are found by their bounds, never by their names.
 
 -- Range partitions of `parent` whose key is one time column, with their bounds as instants; a `timestamp` key
--- means UTC. The pinned TimeZone and DateStyle make the printed bounds read back as the same instants.
-CREATE FUNCTION bqx._partitions(parent regclass)
+-- means UTC. The pinned TimeZone and DateStyle make the printed bounds read back as the same instants. All of them, or
+-- just one: to read a partition's bounds is to wait for who has locked it.
+CREATE FUNCTION bqx._partitions(parent regclass, only_this regclass DEFAULT NULL)
 RETURNS TABLE (partition regclass, from_ts timestamp with time zone, to_ts timestamp with time zone)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET DateStyle = 'ISO'
 AS $$
@@ -13,7 +14,7 @@ AS $$
       JOIN pg_class AS c ON c.oid = i.inhrelid
      CROSS JOIN LATERAL regexp_match(pg_get_expr(c.relpartbound, c.oid),
            '^FOR VALUES FROM [(](MINVALUE|''[^'']+'')[)] TO [(](MAXVALUE|''[^'']+'')[)]$') AS bound
-     WHERE i.inhparent = parent AND bound IS NOT NULL
+     WHERE i.inhparent = parent AND (only_this IS NULL OR i.inhrelid = only_this) AND bound IS NOT NULL
 $$;
 
 -- Whether the table is partitioned by range over just this column, so that months can be added to it.

@@ -73,7 +73,7 @@ extension_sql_file!(
     ]
 );
 extension_sql_file!("../sql/registry.sql", name = "registry", requires = ["preflight", session::_caller]);
-extension_sql_file!("../sql/ledger.sql", name = "ledger", requires = ["registry"]);
+extension_sql_file!("../sql/ledger.sql", name = "ledger", requires = ["registry", session::_login_role]);
 extension_sql_file!(
     "../sql/arguments.sql",
     name = "arguments",
