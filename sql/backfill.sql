@@ -123,7 +123,8 @@ BEGIN
             -- Locked: is it still open, and for which families?
             SELECT j.* INTO claimed FROM bqx._open_jobs(run_id, unit.pair, unit.month) AS j;
             IF claimed.families IS NOT NULL THEN
-                PERFORM pg_advisory_xact_lock(bqx._lock_key('job', id::text)) FROM unnest(claimed.job_ids) AS id;
+                -- This lock excludes nobody: it only tells that the jobs are being done.
+                PERFORM pg_try_advisory_xact_lock(bqx._lock_key('job', id::text)) FROM unnest(claimed.job_ids) AS id;
                 PERFORM bqx._run_jobs(run_id, unit.pair, unit.month, claimed.families, claimed.job_ids, worker);
             END IF;
             RETURN true;  -- one month a transaction, whether it was still open or not
@@ -139,8 +140,8 @@ CREATE FUNCTION bqx._check_ready_for_backfill(pair text, families text[]) RETURN
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM bqx._check_has_index(pair);
     PERFORM bqx._check_sees_all_rows(bqx._m1_table(pair));
+    PERFORM bqx._check_has_index(pair);
     PERFORM bqx._check_sees_all_rows(bqx._derived_table(f, pair)) FROM unnest(families) AS f;
 END
 $$;
@@ -197,7 +198,7 @@ BEGIN
             RAISE WARNING '%: %', title, job.error;
         ELSE
             RAISE NOTICE '%: % in % s', title, CASE WHEN job.rows_written = 0 AND job.rows_removed = 0 THEN 'unchanged'
-                ELSE job.rows_written || ' rows written'
+                ELSE format('%s rows written', job.rows_written)
                      || CASE WHEN job.rows_removed > 0 THEN format(', %s removed', job.rows_removed) ELSE '' END END,
                 round(job.seconds, 2);
         END IF;

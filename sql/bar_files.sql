@@ -222,6 +222,7 @@ BEGIN
     -- Two loads of one pair take turns: each sees the other's bars, no minute comes twice.
     PERFORM pg_advisory_xact_lock(bqx._lock_key('m1', pair));
     m1 := bqx._ensure_m1(pair);
+    PERFORM bqx._check_sees_all_rows(m1);
     bad := bqx._settle_bad_rows(pair, source, skip_bad);
     SELECT min(b.time) AS first_bar, max(b.time) AS last_bar INTO span FROM pg_temp.bqx_bars AS b;
     IF span.first_bar IS NULL THEN

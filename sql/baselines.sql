@@ -33,6 +33,7 @@ BEGIN
     END IF;
     FOREACH chosen_pair IN ARRAY bqx._pairs_or_all(pairs) LOOP
         m1 := bqx._m1_table(chosen_pair);
+        PERFORM bqx._check_sees_all_rows(m1);
         bar := bqx._first_bar_from(m1, baseline_date);
         IF bar.bar_time IS NULL THEN
             first_bar := (bqx._m1_span(m1)).first_bar;

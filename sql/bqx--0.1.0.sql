@@ -48,7 +48,7 @@ BEGIN
         n := 1;
         WHILE pg_catalog.to_regclass('bqx.' || pg_catalog.quote_ident(aside)) IS NOT NULL LOOP
             n := n + 1;
-            aside := old.relname || '_before_bqx_' || n;
+            aside := pg_catalog.format('%s_before_bqx_%s', old.relname, n);
         END LOOP;
         EXECUTE pg_catalog.format('ALTER %s bqx.%I RENAME TO %I',
             CASE old.relkind WHEN 'c' THEN 'TYPE' ELSE 'TABLE' END, old.relname, aside);
@@ -225,7 +225,7 @@ BEGIN
         RAISE EXCEPTION USING
             ERRCODE = 'undefined_table',
             MESSAGE = format('table bqx.%I does not exist', table_name);
-    ELSIF NOT has_table_privilege(role_name, rel, 'INSERT') THEN
+    ELSIF has_table_privilege(role_name, rel, 'INSERT') IS NOT TRUE THEN
         RAISE EXCEPTION USING
             ERRCODE = 'insufficient_privilege',
             MESSAGE = format('role "%s" may not write %s', role_name, rel),
@@ -472,17 +472,26 @@ END
 $$;
 
 -- The families of one pair and month that are still open, with their jobs.
-CREATE FUNCTION bqx._open_jobs(run_id bigint, pair text, month date, OUT families text[], OUT job_ids bigint[])
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+CREATE FUNCTION bqx._open_jobs(
+    run_id bigint, pair text, month date, caller bigint DEFAULT bqx._caller(), OUT families text[], OUT job_ids bigint[])
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT array_agg(j.family ORDER BY j.family), array_agg(j.job_id ORDER BY j.family)
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($4));
+    SELECT array_agg(j.family ORDER BY j.family), array_agg(j.job_id ORDER BY j.family) INTO families, job_ids
       FROM bqx.job_ledger AS j
-     WHERE j.run_id = $1 AND j.pair = $2 AND j.month = $3 AND j.state = 'pending'
+     WHERE j.run_id = $1 AND j.pair = $2 AND j.month = $3 AND j.state = 'pending';
+END
 $$;
 
-CREATE FUNCTION bqx._run_force(run_id bigint) RETURNS boolean
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$ SELECT (r.arguments ->> 'force')::boolean FROM bqx.run_ledger AS r WHERE r.run_id = $1 $$;
+CREATE FUNCTION bqx._run_force(run_id bigint, caller bigint DEFAULT bqx._caller()) RETURNS boolean
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($2));
+    RETURN (SELECT (r.arguments ->> 'force')::boolean FROM bqx.run_ledger AS r WHERE r.run_id = $1);
+END
+$$;
 
 CREATE FUNCTION bqx._finish_job(
     run_id bigint, family text, pair text, month date, state text, worker int, started_at timestamp with time zone,
@@ -601,20 +610,30 @@ BEGIN
 END
 $$;
 
+-- Whether a role may know what a derived table's months were computed from: if it may read the table.
+CREATE FUNCTION bqx._may_read_derived(role_name name, family text, pair text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(has_any_column_privilege(
+        role_name, to_regclass(format('bqx.%I', bqx._derived_name(family, pair))), 'SELECT'), false)
+$$;
+
 -- What a month was computed from; NULLs where it never was.
-CREATE FUNCTION bqx._recorded_month(family text, pair text, month date, OUT input_fingerprint text, OUT bars bigint)
+CREATE FUNCTION bqx._recorded_month(family text, pair text, month date, caller bigint DEFAULT bqx._caller(),
+    OUT input_fingerprint text, OUT bars bigint)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT m.input_fingerprint, m.bars FROM bqx.month_ledger AS m
-     WHERE m.family = $1 AND m.pair = $2 AND m.month = $3
+     WHERE m.family = $1 AND m.pair = $2 AND m.month = $3 AND bqx._may_read_derived(bqx._role_of($4)::name, $1, $2)
 $$;
 
 -- Months of a pair that were written and had bars.
-CREATE FUNCTION bqx._recorded_months(families text[], pair text) RETURNS SETOF date
+CREATE FUNCTION bqx._recorded_months(families text[], pair text, caller bigint DEFAULT bqx._caller()) RETURNS SETOF date
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT DISTINCT m.month FROM bqx.month_ledger AS m
      WHERE m.family = ANY ($1) AND m.pair = $2 AND m.bars > 0
+       AND bqx._may_read_derived(bqx._role_of($3)::name, m.family, m.pair)
 $$;
 
 -- Forgets a table's months after it was dropped (and only then).
@@ -1141,16 +1160,42 @@ $$;
 
 -- M1 tables: one-minute bars, ours or an existing database's own. The helpers hide the difference.
 
--- 42809 for a view or anything else that has the name of one of our tables.
+-- What a domain is of in the end; other types are their own.
+CREATE FUNCTION bqx._base_type(type_id oid) RETURNS oid
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH RECURSIVE based (id) AS (
+        SELECT type_id
+        UNION ALL SELECT t.typbasetype FROM based AS b JOIN pg_type AS t ON t.oid = b.id WHERE t.typtype = 'd')
+    SELECT b.id FROM based AS b JOIN pg_type AS t ON t.oid = b.id WHERE t.typtype <> 'd'
+$$;
+
+-- 42809 for a view or anything else that has the name of one of our tables; 42804 for a column of ours of a type that
+-- somebody made: reading it would run that person's casts and operators, as whoever reads. (A domain is read as what it is of.)
 CREATE FUNCTION bqx._check_is_table(rel regclass) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    stranger record;
 BEGIN
     IF (SELECT c.relkind NOT IN ('r', 'p') FROM pg_class AS c WHERE c.oid = rel) THEN
         RAISE EXCEPTION USING
             ERRCODE = 'wrong_object_type',
             MESSAGE = format('%s is not a table', rel),
             HINT = 'bqx keeps its rows in a table of this name: rename what has it.';
+    END IF;
+    SELECT a.attname, format_type(a.atttypid, a.atttypmod) AS type_name INTO stranger
+      FROM pg_attribute AS a
+     WHERE a.attrelid = rel AND NOT a.attisdropped
+       AND a.attname IN ('time', 'open', 'high', 'low', 'close', 'volume', 'rate_index', 'ts_utc')
+       AND (SELECT t.typnamespace FROM pg_type AS t WHERE t.oid = bqx._base_type(a.atttypid)) <> 'pg_catalog'::regnamespace
+     LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'datatype_mismatch',
+            MESSAGE = format('column %I of %s has type %s, which is not PostgreSQL''s own', stranger.attname, rel, stranger.type_name),
+            HINT = format('ALTER TABLE %s ALTER COLUMN %I TYPE %s USING …;', rel, stranger.attname,
+                          CASE WHEN stranger.attname IN ('time', 'ts_utc') THEN 'timestamptz' ELSE 'double precision' END);
     END IF;
 END
 $$;
@@ -1384,6 +1429,7 @@ BEGIN
     END IF;
     FOREACH chosen_pair IN ARRAY bqx._pairs_or_all(pairs) LOOP
         m1 := bqx._m1_table(chosen_pair);
+        PERFORM bqx._check_sees_all_rows(m1);
         bar := bqx._first_bar_from(m1, baseline_date);
         IF bar.bar_time IS NULL THEN
             first_bar := (bqx._m1_span(m1)).first_bar;
@@ -1706,6 +1752,7 @@ BEGIN
             -- The trigger first: a bar that comes meanwhile has its index from the same baseline.
             PERFORM bqx._install_rate_index_trigger(m1, baseline);
             leaves := bqx._leaves(m1);
+            PERFORM bqx._check_sees_all_rows(l) FROM unnest(leaves) AS l;  -- each is updated on its own
         END IF;
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
@@ -1773,11 +1820,22 @@ AS 'MODULE_PATHNAME', '_require_top_level_wrapper';
 
 /* <begin connected objects> */
 -- src/session.rs
+-- bqx::session::_require_writable
+CREATE  FUNCTION "_require_writable"(
+	"procedure" TEXT /* & str */
+) RETURNS void
+STRICT
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_require_writable_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/session.rs
 -- bqx::session::_role_of
 CREATE  FUNCTION "_role_of"(
-	"caller" bigint /* i64 */
+	"caller" bigint /* Option < i64 > */
 ) RETURNS TEXT /* String */
-STRICT VOLATILE
+VOLATILE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', '_role_of_wrapper';
 /* </end connected objects> */
@@ -2022,6 +2080,7 @@ BEGIN
     -- Two loads of one pair take turns: each sees the other's bars, no minute comes twice.
     PERFORM pg_advisory_xact_lock(bqx._lock_key('m1', pair));
     m1 := bqx._ensure_m1(pair);
+    PERFORM bqx._check_sees_all_rows(m1);
     bad := bqx._settle_bad_rows(pair, source, skip_bad);
     SELECT min(b.time) AS first_bar, max(b.time) AS last_bar INTO span FROM pg_temp.bqx_bars AS b;
     IF span.first_bar IS NULL THEN
@@ -2171,6 +2230,7 @@ BEGIN
     END IF;
     PERFORM pg_advisory_xact_lock(bqx._lock_key('m1', pair));
     m1 := bqx._ensure_m1(pair);
+    PERFORM bqx._check_sees_all_rows(m1);
     PERFORM bqx._ensure_partitions(m1, 'time', ARRAY[month]);
     PERFORM bqx._keep_trigger_everywhere(m1);
     EXECUTE format(
@@ -2515,7 +2575,9 @@ AS $$
                          WHERE (p.schemaname, p.tablename) = (c.relnamespace::regnamespace::name, c.relname))
             THEN 'it is published'
         WHEN EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = rel) THEN 'it has triggers or foreign keys'
-        WHEN EXISTS (SELECT FROM pg_constraint AS k WHERE k.conrelid = rel AND k.contype NOT IN ('p', 'u', 'n'))
+        WHEN EXISTS (SELECT FROM pg_constraint AS k
+                      WHERE k.conrelid = rel AND k.contype NOT IN ('p', 'u', 'n')
+                        AND NOT (k.conname = 'bqx_month_bounds' AND c.relkind = 'r' AND NOT c.relispartition))
             THEN 'it has constraints'
         WHEN EXISTS (SELECT FROM pg_attribute AS a
                       WHERE a.attrelid = rel AND a.attnum > 0 AND NOT a.attisdropped
@@ -2525,6 +2587,21 @@ AS $$
                                               THEN 'timestamptz'::regtype ELSE 'float8'::regtype END))
             THEN 'it has columns of other kinds' END
       FROM pg_class AS c WHERE c.oid = rel
+$$;
+
+-- Why rows of this range can't be put straight into this one table, which may be a partition; NULL: they can.
+CREATE FUNCTION bqx._why_not_fillable(
+    family text, rel regclass, from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(bqx._why_not_fast(family, rel), (
+        SELECT 'its bounds are others'
+          FROM pg_partition_ancestors(rel) AS a (relid) JOIN pg_inherits AS i ON i.inhrelid = a.relid
+         WHERE NOT CASE WHEN bqx._is_partitioned_by(i.inhparent, 'ts_utc') THEN EXISTS (
+                       SELECT FROM bqx._partitions(i.inhparent) AS p
+                        WHERE p.partition = a.relid AND p.from_ts <= $3 AND p.to_ts >= $4)
+                   ELSE false END
+         LIMIT 1))
 $$;
 
 -- A month's partition, not attached yet: nobody can see it, and attaching it (_attach_if_new), as the last act, does not
@@ -2553,14 +2630,25 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     existing regclass;
+    aside regclass;
     fits boolean;
 BEGIN
-    IF NOT bqx._is_partitioned_by(derived, 'ts_utc') OR bqx._why_not_fast(family, derived) IS NOT NULL THEN
+    IF NOT bqx._is_partitioned_by(derived, 'ts_utc') OR bqx._why_not_fast(family, derived) IS NOT NULL
+       OR (SELECT c.relispartition FROM pg_class AS c WHERE c.oid = derived) THEN  -- another table's bounds count, too
         RETURN NULL;
     END IF;
     existing := bqx._partition_of_month(derived, month);
     IF existing IS NULL THEN
-        RETURN CASE WHEN NOT bqx._has_default_partition(derived) THEN bqx._create_partition_aside(derived, month) END;
+        IF bqx._has_default_partition(derived) THEN
+            RETURN NULL;
+        END IF;
+        aside := bqx._create_partition_aside(derived, month);
+        IF bqx._why_not_fast(family, aside) IS NULL THEN
+            RETURN aside;
+        END IF;
+        -- published with its schema, or changed by an event trigger
+        PERFORM bqx._attach_if_new(derived, aside, month);
+        RETURN NULL;
     END IF;
 
     SELECT p.from_ts = bqx._month_start(month) AND p.to_ts = bqx._month_start(bqx._next_month(month))
@@ -2568,7 +2656,7 @@ BEGIN
       INTO fits
       FROM bqx._partitions(derived) AS p JOIN pg_class AS c ON c.oid = p.partition
      WHERE p.partition = existing;
-    IF NOT fits THEN
+    IF fits IS NOT TRUE THEN
         RETURN NULL;
     END IF;
     IF pg_relation_size(existing) > 0 THEN
@@ -2618,8 +2706,8 @@ $$;
 
 -- The plain way. Rows and fingerprint come from one statement, so from one snapshot.
 -- A table of our columns alone is made to hold exactly the computed rows: rows that differ are deleted and
--- inserted, equal ones are not touched. Where there are other columns, rows are only inserted, or updated in
--- our columns; rows without a bar stay, and verify() names them.
+-- inserted, equal ones are not touched. Where there are other columns, or foreign keys of other tables (which might
+-- cascade), rows are only inserted, or updated in our columns; rows without a bar stay, and verify() names them.
 CREATE FUNCTION bqx._write_month_plainly(
     family text, pair text, derived regclass, month date,
     OUT rows_written bigint, OUT rows_removed bigint, OUT input_fingerprint text, OUT bars bigint)
@@ -2639,7 +2727,9 @@ DECLARE
     stored_values text;
     target_names text;
     in_month text;
-    own_alone boolean := cardinality(own.foreign_names) = 0;
+    own_alone boolean := cardinality(own.foreign_names) = 0 AND NOT EXISTS (
+        SELECT FROM pg_constraint AS k
+         WHERE k.contype = 'f' AND (k.confrelid = derived OR k.confrelid IN (SELECT t.relid FROM pg_partition_tree(derived) AS t)));
     key text := bqx._as_key(derived, 'ts_utc', 'c.ts_utc');
 BEGIN
     value_names := ARRAY(SELECT n FROM unnest(own.names) AS n WHERE n NOT IN ('ts_utc', 'created_at'));
@@ -2732,7 +2822,9 @@ $$;
 -- bars once for all that can be written the fast way. One row per family.
 CREATE FUNCTION bqx._write_month(pair text, families text[], month date)
 RETURNS TABLE (family text, bars bigint, rows_written bigint, rows_removed bigint, input_fingerprint text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET max_parallel_maintenance_workers = 0  -- a month's key is built sooner than a helper process starts
 AS $$
 DECLARE
     m1 regclass;
@@ -2982,7 +3074,8 @@ BEGIN
             -- Locked: is it still open, and for which families?
             SELECT j.* INTO claimed FROM bqx._open_jobs(run_id, unit.pair, unit.month) AS j;
             IF claimed.families IS NOT NULL THEN
-                PERFORM pg_advisory_xact_lock(bqx._lock_key('job', id::text)) FROM unnest(claimed.job_ids) AS id;
+                -- This lock excludes nobody: it only tells that the jobs are being done.
+                PERFORM pg_try_advisory_xact_lock(bqx._lock_key('job', id::text)) FROM unnest(claimed.job_ids) AS id;
                 PERFORM bqx._run_jobs(run_id, unit.pair, unit.month, claimed.families, claimed.job_ids, worker);
             END IF;
             RETURN true;  -- one month a transaction, whether it was still open or not
@@ -2998,8 +3091,8 @@ CREATE FUNCTION bqx._check_ready_for_backfill(pair text, families text[]) RETURN
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM bqx._check_has_index(pair);
     PERFORM bqx._check_sees_all_rows(bqx._m1_table(pair));
+    PERFORM bqx._check_has_index(pair);
     PERFORM bqx._check_sees_all_rows(bqx._derived_table(f, pair)) FROM unnest(families) AS f;
 END
 $$;
@@ -3056,7 +3149,7 @@ BEGIN
             RAISE WARNING '%: %', title, job.error;
         ELSE
             RAISE NOTICE '%: % in % s', title, CASE WHEN job.rows_written = 0 AND job.rows_removed = 0 THEN 'unchanged'
-                ELSE job.rows_written || ' rows written'
+                ELSE format('%s rows written', job.rows_written)
                      || CASE WHEN job.rows_removed > 0 THEN format(', %s removed', job.rows_removed) ELSE '' END END,
                 round(job.seconds, 2);
         END IF;
@@ -3286,6 +3379,7 @@ DECLARE
     was_open boolean;
     working int;
 BEGIN
+    PERFORM bqx._require_writable('cancel'::text);
     IF (bqx._run_outcome(run_id)).open = 0 THEN
         RETURN false;
     END IF;
@@ -3438,7 +3532,7 @@ DECLARE
     live bqx._live_job[];
 BEGIN
     SELECT r.called_by, r.finished_at INTO run FROM bqx.run_ledger AS r WHERE r.run_id = $1;
-    IF NOT FOUND OR NOT bqx._may_see_runs_of(bqx._role_of($2)::name, run.called_by) THEN
+    IF NOT FOUND OR bqx._may_see_runs_of(bqx._role_of($2)::name, run.called_by) IS NOT TRUE THEN
         RETURN;
     END IF;
     IF run.finished_at IS NULL THEN
@@ -4252,10 +4346,12 @@ DECLARE
     finding bqx._finding;
     seen record;
 BEGIN
+    PERFORM bqx._check_sees_all_rows(m1);
     RETURN NEXT bqx._verify_baseline(pair, m1);
     RETURN QUERY SELECT f.* FROM unnest(data_months) AS m, bqx._verify_m1_index(pair, m1, m) AS f;
     FOREACH family IN ARRAY families LOOP
         derived := bqx._derived_table(family, pair);
+        PERFORM bqx._check_sees_all_rows(derived);
         RETURN NEXT bqx._verify_schema(family, pair, derived, data_months);
         RETURN NEXT bqx._verify_indexes(family, pair, derived);
         CONTINUE WHEN bqx._column_type(derived, 'ts_utc') IS NULL;
@@ -4464,8 +4560,8 @@ COMMENT ON FUNCTION bqx.completion_report() IS
 CREATE FUNCTION bqx._live_sessions() RETURNS SETOF text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT a.pid || '.' || ((extract(epoch FROM a.backend_start)
-                             - extract(epoch FROM timestamptz '2000-01-01 00:00:00+00')) * 1000000)::bigint
+    SELECT format('%s.%s', a.pid, ((extract(epoch FROM a.backend_start)
+                                    - extract(epoch FROM timestamptz '2000-01-01 00:00:00+00')) * 1000000)::bigint)
       FROM pg_stat_activity AS a WHERE a.backend_start IS NOT NULL
 $$;
 /* </end connected objects> */

@@ -33,6 +33,7 @@ DECLARE
     was_open boolean;
     working int;
 BEGIN
+    PERFORM bqx._require_writable('cancel'::text);
     IF (bqx._run_outcome(run_id)).open = 0 THEN
         RETURN false;
     END IF;

@@ -130,6 +130,7 @@ BEGIN
             -- The trigger first: a bar that comes meanwhile has its index from the same baseline.
             PERFORM bqx._install_rate_index_trigger(m1, baseline);
             leaves := bqx._leaves(m1);
+            PERFORM bqx._check_sees_all_rows(l) FROM unnest(leaves) AS l;  -- each is updated on its own
         END IF;
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;

@@ -180,17 +180,26 @@ END
 $$;
 
 -- The families of one pair and month that are still open, with their jobs.
-CREATE FUNCTION bqx._open_jobs(run_id bigint, pair text, month date, OUT families text[], OUT job_ids bigint[])
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+CREATE FUNCTION bqx._open_jobs(
+    run_id bigint, pair text, month date, caller bigint DEFAULT bqx._caller(), OUT families text[], OUT job_ids bigint[])
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT array_agg(j.family ORDER BY j.family), array_agg(j.job_id ORDER BY j.family)
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($4));
+    SELECT array_agg(j.family ORDER BY j.family), array_agg(j.job_id ORDER BY j.family) INTO families, job_ids
       FROM bqx.job_ledger AS j
-     WHERE j.run_id = $1 AND j.pair = $2 AND j.month = $3 AND j.state = 'pending'
+     WHERE j.run_id = $1 AND j.pair = $2 AND j.month = $3 AND j.state = 'pending';
+END
 $$;
 
-CREATE FUNCTION bqx._run_force(run_id bigint) RETURNS boolean
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$ SELECT (r.arguments ->> 'force')::boolean FROM bqx.run_ledger AS r WHERE r.run_id = $1 $$;
+CREATE FUNCTION bqx._run_force(run_id bigint, caller bigint DEFAULT bqx._caller()) RETURNS boolean
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_own_run($1, bqx._role_of($2));
+    RETURN (SELECT (r.arguments ->> 'force')::boolean FROM bqx.run_ledger AS r WHERE r.run_id = $1);
+END
+$$;
 
 CREATE FUNCTION bqx._finish_job(
     run_id bigint, family text, pair text, month date, state text, worker int, started_at timestamp with time zone,
@@ -309,20 +318,30 @@ BEGIN
 END
 $$;
 
+-- Whether a role may know what a derived table's months were computed from: if it may read the table.
+CREATE FUNCTION bqx._may_read_derived(role_name name, family text, pair text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(has_any_column_privilege(
+        role_name, to_regclass(format('bqx.%I', bqx._derived_name(family, pair))), 'SELECT'), false)
+$$;
+
 -- What a month was computed from; NULLs where it never was.
-CREATE FUNCTION bqx._recorded_month(family text, pair text, month date, OUT input_fingerprint text, OUT bars bigint)
+CREATE FUNCTION bqx._recorded_month(family text, pair text, month date, caller bigint DEFAULT bqx._caller(),
+    OUT input_fingerprint text, OUT bars bigint)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT m.input_fingerprint, m.bars FROM bqx.month_ledger AS m
-     WHERE m.family = $1 AND m.pair = $2 AND m.month = $3
+     WHERE m.family = $1 AND m.pair = $2 AND m.month = $3 AND bqx._may_read_derived(bqx._role_of($4)::name, $1, $2)
 $$;
 
 -- Months of a pair that were written and had bars.
-CREATE FUNCTION bqx._recorded_months(families text[], pair text) RETURNS SETOF date
+CREATE FUNCTION bqx._recorded_months(families text[], pair text, caller bigint DEFAULT bqx._caller()) RETURNS SETOF date
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT DISTINCT m.month FROM bqx.month_ledger AS m
      WHERE m.family = ANY ($1) AND m.pair = $2 AND m.bars > 0
+       AND bqx._may_read_derived(bqx._role_of($3)::name, m.family, m.pair)
 $$;
 
 -- Forgets a table's months after it was dropped (and only then).

@@ -1,15 +1,41 @@
 -- M1 tables: one-minute bars, ours or an existing database's own. The helpers hide the difference.
 
--- 42809 for a view or anything else that has the name of one of our tables.
+-- What a domain is of in the end; other types are their own.
+CREATE FUNCTION bqx._base_type(type_id oid) RETURNS oid
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH RECURSIVE based (id) AS (
+        SELECT type_id
+        UNION ALL SELECT t.typbasetype FROM based AS b JOIN pg_type AS t ON t.oid = b.id WHERE t.typtype = 'd')
+    SELECT b.id FROM based AS b JOIN pg_type AS t ON t.oid = b.id WHERE t.typtype <> 'd'
+$$;
+
+-- 42809 for a view or anything else that has the name of one of our tables; 42804 for a column of ours of a type that
+-- somebody made: reading it would run that person's casts and operators, as whoever reads. (A domain is read as what it is of.)
 CREATE FUNCTION bqx._check_is_table(rel regclass) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    stranger record;
 BEGIN
     IF (SELECT c.relkind NOT IN ('r', 'p') FROM pg_class AS c WHERE c.oid = rel) THEN
         RAISE EXCEPTION USING
             ERRCODE = 'wrong_object_type',
             MESSAGE = format('%s is not a table', rel),
             HINT = 'bqx keeps its rows in a table of this name: rename what has it.';
+    END IF;
+    SELECT a.attname, format_type(a.atttypid, a.atttypmod) AS type_name INTO stranger
+      FROM pg_attribute AS a
+     WHERE a.attrelid = rel AND NOT a.attisdropped
+       AND a.attname IN ('time', 'open', 'high', 'low', 'close', 'volume', 'rate_index', 'ts_utc')
+       AND (SELECT t.typnamespace FROM pg_type AS t WHERE t.oid = bqx._base_type(a.atttypid)) <> 'pg_catalog'::regnamespace
+     LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'datatype_mismatch',
+            MESSAGE = format('column %I of %s has type %s, which is not PostgreSQL''s own', stranger.attname, rel, stranger.type_name),
+            HINT = format('ALTER TABLE %s ALTER COLUMN %I TYPE %s USING …;', rel, stranger.attname,
+                          CASE WHEN stranger.attname IN ('time', 'ts_utc') THEN 'timestamptz' ELSE 'double precision' END);
     END IF;
 END
 $$;

@@ -78,7 +78,7 @@ DECLARE
     live bqx._live_job[];
 BEGIN
     SELECT r.called_by, r.finished_at INTO run FROM bqx.run_ledger AS r WHERE r.run_id = $1;
-    IF NOT FOUND OR NOT bqx._may_see_runs_of(bqx._role_of($2)::name, run.called_by) THEN
+    IF NOT FOUND OR bqx._may_see_runs_of(bqx._role_of($2)::name, run.called_by) IS NOT TRUE THEN
         RETURN;
     END IF;
     IF run.finished_at IS NULL THEN

@@ -42,7 +42,7 @@ BEGIN
         n := 1;
         WHILE pg_catalog.to_regclass('bqx.' || pg_catalog.quote_ident(aside)) IS NOT NULL LOOP
             n := n + 1;
-            aside := old.relname || '_before_bqx_' || n;
+            aside := pg_catalog.format('%s_before_bqx_%s', old.relname, n);
         END LOOP;
         EXECUTE pg_catalog.format('ALTER %s bqx.%I RENAME TO %I',
             CASE old.relkind WHEN 'c' THEN 'TYPE' ELSE 'TABLE' END, old.relname, aside);

@@ -75,7 +75,7 @@ BEGIN
         RAISE EXCEPTION USING
             ERRCODE = 'undefined_table',
             MESSAGE = format('table bqx.%I does not exist', table_name);
-    ELSIF NOT has_table_privilege(role_name, rel, 'INSERT') THEN
+    ELSIF has_table_privilege(role_name, rel, 'INSERT') IS NOT TRUE THEN
         RAISE EXCEPTION USING
             ERRCODE = 'insufficient_privilege',
             MESSAGE = format('role "%s" may not write %s', role_name, rel),

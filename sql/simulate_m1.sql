@@ -22,6 +22,7 @@ BEGIN
     END IF;
     PERFORM pg_advisory_xact_lock(bqx._lock_key('m1', pair));
     m1 := bqx._ensure_m1(pair);
+    PERFORM bqx._check_sees_all_rows(m1);
     PERFORM bqx._ensure_partitions(m1, 'time', ARRAY[month]);
     PERFORM bqx._keep_trigger_everywhere(m1);
     EXECUTE format(

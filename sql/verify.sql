@@ -608,10 +608,12 @@ DECLARE
     finding bqx._finding;
     seen record;
 BEGIN
+    PERFORM bqx._check_sees_all_rows(m1);
     RETURN NEXT bqx._verify_baseline(pair, m1);
     RETURN QUERY SELECT f.* FROM unnest(data_months) AS m, bqx._verify_m1_index(pair, m1, m) AS f;
     FOREACH family IN ARRAY families LOOP
         derived := bqx._derived_table(family, pair);
+        PERFORM bqx._check_sees_all_rows(derived);
         RETURN NEXT bqx._verify_schema(family, pair, derived, data_months);
         RETURN NEXT bqx._verify_indexes(family, pair, derived);
         CONTINUE WHEN bqx._column_type(derived, 'ts_utc') IS NULL;

@@ -18,7 +18,9 @@ AS $$
                          WHERE (p.schemaname, p.tablename) = (c.relnamespace::regnamespace::name, c.relname))
             THEN 'it is published'
         WHEN EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = rel) THEN 'it has triggers or foreign keys'
-        WHEN EXISTS (SELECT FROM pg_constraint AS k WHERE k.conrelid = rel AND k.contype NOT IN ('p', 'u', 'n'))
+        WHEN EXISTS (SELECT FROM pg_constraint AS k
+                      WHERE k.conrelid = rel AND k.contype NOT IN ('p', 'u', 'n')
+                        AND NOT (k.conname = 'bqx_month_bounds' AND c.relkind = 'r' AND NOT c.relispartition))
             THEN 'it has constraints'
         WHEN EXISTS (SELECT FROM pg_attribute AS a
                       WHERE a.attrelid = rel AND a.attnum > 0 AND NOT a.attisdropped
@@ -28,6 +30,21 @@ AS $$
                                               THEN 'timestamptz'::regtype ELSE 'float8'::regtype END))
             THEN 'it has columns of other kinds' END
       FROM pg_class AS c WHERE c.oid = rel
+$$;
+
+-- Why rows of this range can't be put straight into this one table, which may be a partition; NULL: they can.
+CREATE FUNCTION bqx._why_not_fillable(
+    family text, rel regclass, from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(bqx._why_not_fast(family, rel), (
+        SELECT 'its bounds are others'
+          FROM pg_partition_ancestors(rel) AS a (relid) JOIN pg_inherits AS i ON i.inhrelid = a.relid
+         WHERE NOT CASE WHEN bqx._is_partitioned_by(i.inhparent, 'ts_utc') THEN EXISTS (
+                       SELECT FROM bqx._partitions(i.inhparent) AS p
+                        WHERE p.partition = a.relid AND p.from_ts <= $3 AND p.to_ts >= $4)
+                   ELSE false END
+         LIMIT 1))
 $$;
 
 -- A month's partition, not attached yet: nobody can see it, and attaching it (_attach_if_new), as the last act, does not
@@ -56,14 +73,25 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     existing regclass;
+    aside regclass;
     fits boolean;
 BEGIN
-    IF NOT bqx._is_partitioned_by(derived, 'ts_utc') OR bqx._why_not_fast(family, derived) IS NOT NULL THEN
+    IF NOT bqx._is_partitioned_by(derived, 'ts_utc') OR bqx._why_not_fast(family, derived) IS NOT NULL
+       OR (SELECT c.relispartition FROM pg_class AS c WHERE c.oid = derived) THEN  -- another table's bounds count, too
         RETURN NULL;
     END IF;
     existing := bqx._partition_of_month(derived, month);
     IF existing IS NULL THEN
-        RETURN CASE WHEN NOT bqx._has_default_partition(derived) THEN bqx._create_partition_aside(derived, month) END;
+        IF bqx._has_default_partition(derived) THEN
+            RETURN NULL;
+        END IF;
+        aside := bqx._create_partition_aside(derived, month);
+        IF bqx._why_not_fast(family, aside) IS NULL THEN
+            RETURN aside;
+        END IF;
+        -- published with its schema, or changed by an event trigger
+        PERFORM bqx._attach_if_new(derived, aside, month);
+        RETURN NULL;
     END IF;
 
     SELECT p.from_ts = bqx._month_start(month) AND p.to_ts = bqx._month_start(bqx._next_month(month))
@@ -71,7 +99,7 @@ BEGIN
       INTO fits
       FROM bqx._partitions(derived) AS p JOIN pg_class AS c ON c.oid = p.partition
      WHERE p.partition = existing;
-    IF NOT fits THEN
+    IF fits IS NOT TRUE THEN
         RETURN NULL;
     END IF;
     IF pg_relation_size(existing) > 0 THEN
@@ -121,8 +149,8 @@ $$;
 
 -- The plain way. Rows and fingerprint come from one statement, so from one snapshot.
 -- A table of our columns alone is made to hold exactly the computed rows: rows that differ are deleted and
--- inserted, equal ones are not touched. Where there are other columns, rows are only inserted, or updated in
--- our columns; rows without a bar stay, and verify() names them.
+-- inserted, equal ones are not touched. Where there are other columns, or foreign keys of other tables (which might
+-- cascade), rows are only inserted, or updated in our columns; rows without a bar stay, and verify() names them.
 CREATE FUNCTION bqx._write_month_plainly(
     family text, pair text, derived regclass, month date,
     OUT rows_written bigint, OUT rows_removed bigint, OUT input_fingerprint text, OUT bars bigint)
@@ -142,7 +170,9 @@ DECLARE
     stored_values text;
     target_names text;
     in_month text;
-    own_alone boolean := cardinality(own.foreign_names) = 0;
+    own_alone boolean := cardinality(own.foreign_names) = 0 AND NOT EXISTS (
+        SELECT FROM pg_constraint AS k
+         WHERE k.contype = 'f' AND (k.confrelid = derived OR k.confrelid IN (SELECT t.relid FROM pg_partition_tree(derived) AS t)));
     key text := bqx._as_key(derived, 'ts_utc', 'c.ts_utc');
 BEGIN
     value_names := ARRAY(SELECT n FROM unnest(own.names) AS n WHERE n NOT IN ('ts_utc', 'created_at'));

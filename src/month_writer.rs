@@ -18,8 +18,8 @@ use crate::metric_columns::family;
 use crate::series::{self, Fingerprint, Series};
 
 /// Fills one partition per family with the rows of `[from_ts, to_ts)`, reading the bars once. The partitions must
-/// be empty, with storage made in this transaction; columns that are not ours must not be there. `shapes` are those
-/// of the parents (`bqx._own_columns`), for the fingerprints.
+/// be empty, with storage made in this transaction, and nothing about them may be for the executor to look at
+/// (`bqx._why_not_fillable`). `shapes` are those of the parents (`bqx._own_columns`), for the fingerprints.
 #[pg_extern]
 fn _fill_partitions(
     families: Vec<String>,
@@ -29,11 +29,18 @@ fn _fill_partitions(
     partitions: Vec<pg_sys::Oid>,
     shapes: Vec<String>,
 ) -> TableIterator<'static, (name!(family, String), name!(bars, i64), name!(input_fingerprint, String))> {
+    if families.len() != partitions.len() || families.len() != shapes.len() {
+        Failure::new(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            "there must be as many partitions and shapes as families",
+        )
+        .raise();
+    }
     let mut targets: Vec<Target> = families
         .iter()
         .zip(&partitions)
         .zip(&shapes)
-        .map(|((name, &oid), shape)| Target::open(family(name), oid, shape))
+        .map(|((name, &oid), shape)| Target::open(family(name), oid, shape, from_ts, to_ts))
         .collect();
     let longest = targets.iter().map(|target| lookback(&target.columns)).max().unwrap_or(0);
     series::for_each_piece(m1, from_ts.into(), to_ts.into(), longest, |piece| {
@@ -64,22 +71,27 @@ struct Target {
 }
 
 impl Target {
-    /// Opens the partition and checks that it may be written past the executor: fresh storage, the caller's right,
-    /// no trigger, no row security, columns of ours only.
-    fn open(family: Family, oid: pg_sys::Oid, shape: &str) -> Target {
+    /// Opens the partition and checks that rows of this range may be written into it past the executor: fresh
+    /// storage, the caller's right, columns of ours only, and nothing that the executor would look at for each row.
+    fn open(
+        family: Family,
+        oid: pg_sys::Oid,
+        shape: &str,
+        from_ts: TimestampWithTimeZone,
+        to_ts: TimestampWithTimeZone,
+    ) -> Target {
         // Safety: table_open raises an error unless the table is there; the relation stays valid while it is open,
         // and so do its descriptor and attributes.
         unsafe {
             pg_sys::PreventCommandIfReadOnly(c"bqx.backfill".as_ptr());
             let relation = pg_sys::table_open(oid, pg_sys::RowExclusiveLock as i32);
             if let Some(reason) = why_not_writable(relation, oid) {
-                Failure::new(
-                    PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-                    format!("table \"{}\" can't be written directly: {reason}", relation_name(relation)),
-                )
-                .raise();
+                refuse(relation, reason);
             }
             let attributes = attribute_columns(relation, family);
+            if let Some(reason) = why_not_fillable(family, oid, from_ts, to_ts) {
+                refuse(relation, &reason);
+            }
             let columns = value_columns(&attributes.iter().flatten().copied().collect::<Vec<_>>());
             Target {
                 family,
@@ -214,6 +226,30 @@ unsafe fn why_not_writable(relation: pg_sys::Relation, oid: pg_sys::Oid) -> Opti
             None
         }
     }
+}
+
+/// # Safety
+/// The relation must be open.
+unsafe fn refuse(relation: pg_sys::Relation, reason: &str) -> ! {
+    Failure::new(
+        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        format!("table {} can't be written directly: {reason}", unsafe { relation_name(relation) }),
+    )
+    .raise()
+}
+
+/// The reason why rows of this range must not be put into it past the executor, as far as the catalogs tell it.
+fn why_not_fillable(
+    family: Family,
+    oid: pg_sys::Oid,
+    from_ts: TimestampWithTimeZone,
+    to_ts: TimestampWithTimeZone,
+) -> Option<String> {
+    Spi::get_one_with_args(
+        "SELECT bqx._why_not_fillable($1, $2::pg_catalog.regclass, $3, $4)",
+        &[family.name().into(), oid.into(), from_ts.into(), to_ts.into()],
+    )
+    .unwrap_or_else(|e| error!("{e}"))
 }
 
 /// `InvalidSubTransactionId`, a macro that the bindings leave out.

@@ -25,11 +25,12 @@ fn _caller() -> i64 {
     CALLERS.with_borrow_mut(|callers| *callers.entry(role).or_insert_with(random_number))
 }
 
-/// The role that got this number from `_caller` in this session; 42501 for a number that none got.
+/// The role that got this number from `_caller` in this session; 42501 for a number that none got. NULL is no number:
+/// the function must not be STRICT, because a role that is NULL would pass for one that may do anything.
 #[pg_extern(volatile)]
-fn _role_of(caller: i64) -> String {
-    let role =
-        CALLERS.with_borrow(|callers| callers.iter().find(|(_, n)| **n == caller).map(|(role, _)| *role));
+fn _role_of(caller: Option<i64>) -> String {
+    let role = CALLERS
+        .with_borrow(|callers| callers.iter().find(|(_, n)| Some(**n) == caller).map(|(role, _)| *role));
     // Safety: returns NULL for a role that is gone, else a palloc'ed string.
     let name =
         role.map(|role| unsafe { pg_sys::GetUserNameFromId(role, true) }).filter(|name| !name.is_null());
@@ -54,10 +55,9 @@ fn random_number() -> i64 {
     i64::from_ne_bytes(bytes)
 }
 
-/// Raises 25006 where nothing can be written, and 25001 where the calling procedure could not COMMIT: in a transaction
-/// block, or called from a function.
+/// Raises 25006 where nothing can be written.
 #[pg_extern]
-fn _require_top_level(procedure: &str) {
+fn _require_writable(procedure: &str) {
     // Safety: both only read the state of the server and of this backend's transaction.
     let (on_standby, read_only) = unsafe { (pg_sys::RecoveryInProgress(), pg_sys::XactReadOnly) };
     if on_standby || read_only {
@@ -73,6 +73,13 @@ fn _require_top_level(procedure: &str) {
         })
         .raise();
     }
+}
+
+/// Raises 25006 where nothing can be written, and 25001 where the calling procedure could not COMMIT: in a transaction
+/// block, or called from a function.
+#[pg_extern]
+fn _require_top_level(procedure: &str) {
+    _require_writable(procedure);
     // Safety: both functions only read the state of this backend's transaction and SPI stack.
     let may_commit = unsafe { !pg_sys::IsTransactionBlock() && is_nonatomic() };
     if !may_commit {
@@ -119,8 +126,8 @@ extension_sql!(
 CREATE FUNCTION bqx._live_sessions() RETURNS SETOF text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT a.pid || '.' || ((extract(epoch FROM a.backend_start)
-                             - extract(epoch FROM timestamptz '2000-01-01 00:00:00+00')) * 1000000)::bigint
+    SELECT format('%s.%s', a.pid, ((extract(epoch FROM a.backend_start)
+                                    - extract(epoch FROM timestamptz '2000-01-01 00:00:00+00')) * 1000000)::bigint)
       FROM pg_stat_activity AS a WHERE a.backend_start IS NOT NULL
 $$;
 "#,

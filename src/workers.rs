@@ -23,12 +23,15 @@ fn _useful_workers() -> i32 {
     std::thread::available_parallelism().map_or(1, |cores| cores.get() as i32)
 }
 
-/// Starts up to `wanted` workers for a run, as the calling role; returns how many there was a slot for. A role that
-/// may not log in can't have a session of its own: 0.
+/// Starts up to `wanted` workers for a run, as the calling role, but no more than it has work for; returns how many
+/// there was a slot for. A role that may not log in can't have a session of its own: 0.
 #[pg_extern]
 fn _start_workers(run_id: i64, wanted: i32) -> i32 {
-    Spi::run_with_args("SELECT count(*) FROM bqx._open_units($1, 1)", &[run_id.into()])
-        .unwrap_or_else(|e| error!("{e}"));
+    let units = Spi::get_one_with_args::<i64>(
+        "SELECT pg_catalog.count(*) FROM bqx._open_units($1, $2)",
+        &[run_id.into(), wanted.max(0).into()],
+    );
+    let useful = units.unwrap_or_else(|e| error!("{e}")).unwrap_or(0) as i32; // at most `wanted`
     // Safety: plain reads of this backend's state.
     let (database, role, pid) = unsafe { (pg_sys::MyDatabaseId, pg_sys::GetUserId(), pg_sys::MyProcPid) };
     let may_log_in = Spi::get_one_with_args::<bool>(
@@ -40,7 +43,7 @@ fn _start_workers(run_id: i64, wanted: i32) -> i32 {
         return 0;
     }
     let mut started = Vec::new();
-    for number in 1..=wanted {
+    for number in 1..=useful {
         let builder = BackgroundWorkerBuilder::new(&format!("bqx run {run_id} worker {number}"))
             .set_type("bqx worker")
             .set_library("bqx")

@@ -279,7 +279,7 @@ fn a_role_sees_its_own_runs_and_who_may_see_statistics_all() {
         row(&mut nobody, "SELECT line FROM bqx.dashboard"),
         "bqx     no run yet, or none of yours: CALL bqx.backfill();"
     );
-    for function in ["_live_jobs()", "_jobs_now(1)", "_runs_now()"] {
+    for function in ["_live_jobs('postgres')", "_jobs_now(1)", "_runs_now()"] {
         assert_eq!(row(&mut nobody, &format!("SELECT count(*) FROM bqx.{function}")), "0", "{function}");
     }
     for table in ["run_ledger", "job_ledger", "month_ledger"] {
