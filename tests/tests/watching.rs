@@ -138,6 +138,8 @@ fn what_was_undone_is_counted_no_more() {
     let (error, _idle) = works.join().unwrap();
     assert_eq!(error.code, "57014");
     drop(brake);
+    // the error is sent before what was begun is undone
+    wait_until(&mut session, "SELECT state = 'interrupted' FROM bqx.runs WHERE run_id = 2");
     // its text stays in pg_stat_activity
     assert_eq!(
         rows(&mut session, "SELECT month, state, rows_written FROM bqx.jobs WHERE run_id = 2 ORDER BY month"),
@@ -279,7 +281,7 @@ fn a_role_sees_its_own_runs_and_who_may_see_statistics_all() {
         row(&mut nobody, "SELECT line FROM bqx.dashboard"),
         "bqx     no run yet, or none of yours: CALL bqx.backfill();"
     );
-    for function in ["_live_jobs('postgres')", "_jobs_now(1)", "_runs_now()"] {
+    for function in ["_live_jobs()", "_jobs_now(1)", "_runs_now()"] {
         assert_eq!(row(&mut nobody, &format!("SELECT count(*) FROM bqx.{function}")), "0", "{function}");
     }
     for table in ["run_ledger", "job_ledger", "month_ledger"] {
