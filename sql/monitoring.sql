@@ -147,7 +147,7 @@ SELECT r.run_id, t.family,
                max(j.finished_at) AS last_end,
                sum(j.work * recent.share) AS recent_work,
                coalesce(sum(j.rows_written * recent.share), 0) AS recent_rows,
-               least(60, extract(epoch FROM now.at - r.started_at)) AS recent_seconds
+               least(60, extract(epoch FROM now.at - min(j.started_at) FILTER (WHERE recent.share > 0))) AS recent_seconds
           FROM bqx._jobs_now(r.run_id) AS j
          CROSS JOIN LATERAL bqx._share_since(now.at - interval '1 minute', j.started_at,
                                              coalesce(j.finished_at, now.at)) AS recent (share)
