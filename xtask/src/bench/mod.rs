@@ -26,13 +26,14 @@ enum Benchmark {
     /// cluster: over frames of 63, 630 and 6300 preceding rows, over values of mixed magnitudes, over frames
     /// of time, and with GROUP BY. Prints one table; the same figures go to target/bench/aggregates.json.
     Aggregates(aggregates::AggregatesArgs),
-    /// Backfills without, with one and with more background workers; how soon these end; what they take
+    /// Background workers of a backfill: speed, how soon they end, and what they take
     ///
-    /// Builds the extension optimised, installs it, and backfills a simulated month of 28 pairs over and over in a private
-    /// throw-away cluster: new months of unlogged tables, new months, and rewritten months. Then ends backfills
-    /// with bqx.cancel, Ctrl-C, by killing the client and by terminating its session, and measures how long
-    /// workers outlive that; at last, their memory. Prints tables; the same figures go to
-    /// target/bench/workers.json. Wants an otherwise idle machine, and tells how idle it was.
+    /// Builds the extension optimised, installs it, and backfills a simulated month of 28 pairs over and over in a
+    /// private throw-away cluster, with 0, 1, 2 and as many workers as there are cores: new months of unlogged tables,
+    /// new months, and rewritten months. Then ends backfills with bqx.cancel, Ctrl-C, by killing the client and by
+    /// terminating its session, and measures how long workers outlive that; at last, their memory. Prints tables; the
+    /// same figures go to target/bench/workers.json. It wants a machine that does nothing else: rounds in which
+    /// others used the processors are made again, for about a minute each, and the table tells how quiet it was.
     Workers(workers::WorkersArgs),
 }
 

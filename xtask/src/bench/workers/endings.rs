@@ -73,7 +73,8 @@ pub fn measure(market: &mut Market, attempts: usize) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for months in kinds {
         if months == Months::Rewritten {
-            let (pairs, bars) = (market.pairs.clone(), market.bars(&market.pairs.clone())?);
+            let pairs = market.pairs.clone();
+            let bars = market.bars(&pairs)?;
             market.empty()?;
             market.backfill(&pairs, WORKERS, Months::New, bars)?;
         }

@@ -9,6 +9,7 @@ mod speed;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use pgcluster::{Cluster, cluster_dir};
@@ -16,6 +17,7 @@ use serde::Serialize;
 use xshell::Shell;
 
 use self::market::Market;
+use self::speed::Effort;
 use super::report::{self, Circumstances};
 use crate::build::{self, Profile};
 use crate::console;
@@ -55,14 +57,18 @@ pub fn command(shell: &Shell, pg_config: Option<&Path>, args: &WorkersArgs) -> R
     cluster.create_database(DATABASE)?;
 
     let pairs = args.pairs.unwrap_or(if args.quick { 8 } else { ALL_PAIRS }) as usize;
-    let (rounds, attempts) = if args.quick { (3, 3) } else { (3, 10) };
+    let (effort, attempts) = if args.quick {
+        (Effort { rounds: 3, patience: Duration::from_secs(10) }, 3)
+    } else {
+        (Effort { rounds: 5, patience: Duration::from_secs(70) }, 10)
+    };
     let mut market = console::timed("simulated market", || Market::simulate(&cluster, pairs)).0?;
     let circumstances = Circumstances::now(shell, &mut market.client)?;
     let results = Results {
         circumstances,
         goals: GOALS,
-        rounds,
-        speed: console::timed("speed", || speed::measure(&mut market, &worker_counts(cores), rounds)).0?,
+        rounds: effort.rounds,
+        speed: console::timed("speed", || speed::measure(&mut market, &worker_counts(cores), effort)).0?,
         endings: console::timed("endings", || endings::measure(&mut market, attempts)).0?,
         footprint: console::timed("footprint", || footprint::measure(&mut market)).0?,
     };
@@ -110,9 +116,10 @@ const LEGEND: &str = "\
 new, rewritten  empty partitions filled straight; months computed again whose rows turn out the same.
                 Both families, one month; rewritten ones of a quarter of the pairs
 s               from CALL to its return, median; numbers of workers take turns. 0 works in the session
+                Of all rounds, those count in which others used the processors least
 × 1 worker      by which factor it is faster than one worker in the same round; median
 CPU s           of all of the server's processes together
-others          cores that were busy with something else meanwhile: near 0, or the rest says little
+others          processors that were busy with something else: near 0, or the rest says little
 ms              from the ending until pg_stat_activity shows no worker; median and longest
 MB              the most that a worker had at any time beside shared memory; months with lookback";
 

@@ -1,9 +1,9 @@
 //! How long a backfill takes, by the number of its workers.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar};
 use serde::Serialize;
 
 use super::cpu::CpuTime;
@@ -72,10 +72,19 @@ pub struct Figure {
     pub speedup: Spread,
 }
 
-/// Backfills with each number of workers in turn, so many times.
-pub fn measure(market: &mut Market, worker_counts: &[usize], rounds: usize) -> Result<Vec<Figure>> {
-    let bar = console::BARS.add(ProgressBar::new((Kind::ALL.len() * rounds * worker_counts.len()) as u64));
-    bar.set_style(ProgressStyle::with_template("   {bar:30} {pos}/{len}  {elapsed}  {msg}")?);
+/// How often to measure each number of workers, and how long to wait for a quiet machine.
+#[derive(Clone, Copy)]
+pub struct Effort {
+    pub rounds: usize,
+    /// For each kind; afterwards disturbed rounds have to do.
+    pub patience: Duration,
+}
+
+/// Backfills with each number of workers in turn, round after round, until enough rounds were quiet or patience ends.
+/// Those count in which others did least.
+pub fn measure(market: &mut Market, worker_counts: &[usize], effort: Effort) -> Result<Vec<Figure>> {
+    let progress = console::BARS.add(ProgressBar::new_spinner());
+    progress.enable_steady_tick(Duration::from_millis(100));
     let mut figures = Vec::new();
     for kind in Kind::ALL {
         market.empty()?;
@@ -88,22 +97,53 @@ pub fn measure(market: &mut Market, worker_counts: &[usize], rounds: usize) -> R
         if kind.months() == Months::Rewritten {
             market.backfill(&pairs, 0, Months::New, bars)?;
         }
-        let mut runs: Vec<Vec<Run>> = worker_counts.iter().map(|_| Vec::new()).collect();
-        for round in 0..rounds {
-            // To and fro: what changes with time, such as the machine's load, changes for all alike.
-            for step in 0..worker_counts.len() {
-                let index = if round % 2 == 0 { step } else { worker_counts.len() - 1 - step };
-                let workers = worker_counts[index];
-                let what = format!("{}, {workers} workers", kind.title());
-                bar.set_message(what.clone());
-                runs[index].push(run(market, kind, &pairs, workers, bars).context(what)?);
-                bar.inc(1);
-            }
+        let mut rounds: Vec<Vec<Run>> = Vec::new();
+        let start = Instant::now();
+        while rounds.iter().filter(|round| disturbance(round) <= QUIET).count() < effort.rounds
+            && (rounds.len() < effort.rounds || start.elapsed() < effort.patience)
+        {
+            let number = rounds.len();
+            progress.set_message(format!("{}, round {}", kind.title(), number + 1));
+            let round = run_round(market, kind, &pairs, worker_counts, bars, number % 2 == 1);
+            rounds.push(round.with_context(|| kind.title())?);
         }
-        figures.extend(summarise(kind, pairs.len(), 2 * bars, worker_counts, &runs));
+        rounds.sort_by(|one, other| disturbance(one).total_cmp(&disturbance(other)));
+        rounds.truncate(effort.rounds);
+        figures.extend(summarise(kind, pairs.len(), 2 * bars, worker_counts, &rounds));
     }
-    bar.finish_and_clear();
+    progress.finish_and_clear();
     Ok(figures)
+}
+
+/// Processors that others may use in a quiet round.
+const QUIET: f64 = 0.15;
+
+/// How much others did in a round, at its worst.
+fn disturbance(round: &[Run]) -> f64 {
+    round.iter().map(|run| run.busy_with_others).fold(0.0, f64::max)
+}
+
+/// One backfill with each number of workers; returned in their order, whichever came first. To and fro: what
+/// changes with time, such as the machine's load, changes for all alike.
+fn run_round(
+    market: &mut Market,
+    kind: Kind,
+    pairs: &[String],
+    worker_counts: &[usize],
+    bars: u64,
+    backwards: bool,
+) -> Result<Vec<Run>> {
+    let mut order = worker_counts.to_vec();
+    if backwards {
+        order.reverse();
+    }
+    let runs: Result<Vec<Run>> =
+        order.into_iter().map(|workers| run(market, kind, pairs, workers, bars)).collect();
+    let mut runs = runs?;
+    if backwards {
+        runs.reverse();
+    }
+    Ok(runs)
 }
 
 fn run(market: &mut Market, kind: Kind, pairs: &[String], workers: usize, bars: u64) -> Result<Run> {
@@ -119,13 +159,20 @@ fn run(market: &mut Market, kind: Kind, pairs: &[String], workers: usize, bars: 
     Ok(Run { seconds, cpu_seconds, busy_with_others: (others / seconds).max(0.0) })
 }
 
-/// The figures of the runs of each number of workers, which are in the order of their rounds.
-fn summarise(kind: Kind, pairs: usize, rows: u64, worker_counts: &[usize], runs: &[Vec<Run>]) -> Vec<Figure> {
+/// The figures of each number of workers; a round has a run of each.
+fn summarise(
+    kind: Kind,
+    pairs: usize,
+    rows: u64,
+    worker_counts: &[usize],
+    rounds: &[Vec<Run>],
+) -> Vec<Figure> {
     let of_one = worker_counts.iter().position(|&workers| workers == 1).expect("one worker is measured");
-    let figure = |(&workers, own): (&usize, &Vec<Run>)| {
-        let all = |value: fn(&Run) -> f64| Spread::of(own.iter().map(value).collect());
+    let figure = |(index, &workers): (usize, &usize)| {
+        let all =
+            |value: fn(&Run) -> f64| Spread::of(rounds.iter().map(|round| value(&round[index])).collect());
         let seconds = all(|run| run.seconds);
-        let speedups = runs[of_one].iter().zip(own).map(|(one, own)| one.seconds / own.seconds);
+        let speedups = rounds.iter().map(|round| round[of_one].seconds / round[index].seconds);
         Figure {
             kind,
             workers,
@@ -138,7 +185,7 @@ fn summarise(kind: Kind, pairs: usize, rows: u64, worker_counts: &[usize], runs:
             speedup: Spread::of(speedups.collect()),
         }
     };
-    worker_counts.iter().zip(runs).map(figure).collect()
+    worker_counts.iter().enumerate().map(figure).collect()
 }
 
 pub fn table(figures: &[Figure]) -> Table<9> {
@@ -168,15 +215,19 @@ mod tests {
 
     #[test]
     fn workers_are_compared_round_by_round() {
-        let runs_of = |seconds: [f64; 3]| {
-            seconds.map(|seconds| Run { seconds, cpu_seconds: 1.0, busy_with_others: 0.5 }).into()
-        };
+        let run = |seconds| Run { seconds, cpu_seconds: 1.0, busy_with_others: 0.5 };
         // The machine was slow in the second round.
-        let runs = [runs_of([4.0, 40.0, 4.0]), runs_of([2.0, 20.0, 4.0])];
-        let figures = summarise(Kind::NewLogged, 28, 1000, &[1, 2], &runs);
+        let rounds = [(4.0, 2.0), (40.0, 20.0), (4.0, 4.0)].map(|(one, two)| vec![run(one), run(two)]);
+        let figures = summarise(Kind::NewLogged, 28, 1000, &[1, 2], &rounds);
         assert_eq!(figures[0].speedup, Spread { median: 1.0, min: 1.0, max: 1.0 });
         assert_eq!(figures[1].speedup, Spread { median: 2.0, min: 1.0, max: 2.0 });
         assert_eq!(figures[1].seconds.median, 4.0);
         assert_eq!(figures[1].rows_per_second.median, 250.0);
+    }
+
+    #[test]
+    fn a_round_is_as_disturbed_as_its_worst_run() {
+        let run = |busy_with_others| Run { seconds: 1.0, cpu_seconds: 1.0, busy_with_others };
+        assert_eq!(disturbance(&[run(0.0), run(0.7), run(0.1)]), 0.7);
     }
 }
