@@ -87,8 +87,12 @@ impl<'a> Market<'a> {
         Ok(())
     }
 
-    /// Makes the derived tables' partitions `LOGGED` or `UNLOGGED`.
-    pub fn set_persistence(&mut self, persistence: &str) -> Result<()> {
+    /// Makes the derived tables' partitions safe, or all so that nothing waits for the disk: UNLOGGED partitions of a
+    /// server that does not sync.
+    pub fn set_durable(&mut self, durable: bool) -> Result<()> {
+        let (persistence, fsync) = if durable { ("LOGGED", "on") } else { ("UNLOGGED", "off") };
+        self.client.batch_execute(&format!("ALTER SYSTEM SET fsync = {fsync}"))?;
+        self.client.batch_execute("SELECT pg_reload_conf()")?;
         for pair in &self.pairs {
             for family in ["bqx", "reg"] {
                 let query = format!(

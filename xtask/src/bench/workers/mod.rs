@@ -115,6 +115,7 @@ const GOALS: Goals = Goals {
 const LEGEND: &str = "\
 new, rewritten  empty partitions filled straight; months computed again whose rows turn out the same.
                 Both families, one month; rewritten ones of a quarter of the pairs
+unlogged        UNLOGGED tables, fsync off: the disk does not limit. The others with fsync on
 s               from CALL to its return, median; numbers of workers take turns. 0 works in the session
                 Of all rounds, those count in which others used the processors least
 × 1 worker      by which factor it is faster than one worker in the same round; median

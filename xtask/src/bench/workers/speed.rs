@@ -16,32 +16,32 @@ use crate::console;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// New months of UNLOGGED tables: neither the log nor the disk limits.
+    /// New months where the disk does not limit.
     NewUnlogged,
-    NewLogged,
-    RewrittenLogged,
+    New,
+    Rewritten,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 3] = [Kind::NewUnlogged, Kind::NewLogged, Kind::RewrittenLogged];
+    pub const ALL: [Kind; 3] = [Kind::NewUnlogged, Kind::New, Kind::Rewritten];
 
     fn title(self) -> &'static str {
         match self {
             Kind::NewUnlogged => "new months, unlogged",
-            Kind::NewLogged => "new months",
-            Kind::RewrittenLogged => "rewritten months",
+            Kind::New => "new months",
+            Kind::Rewritten => "rewritten months",
         }
     }
 
     fn months(self) -> Months {
         match self {
-            Kind::NewUnlogged | Kind::NewLogged => Months::New,
-            Kind::RewrittenLogged => Months::Rewritten,
+            Kind::NewUnlogged | Kind::New => Months::New,
+            Kind::Rewritten => Months::Rewritten,
         }
     }
 
-    fn persistence(self) -> &'static str {
-        if self == Kind::NewUnlogged { "UNLOGGED" } else { "LOGGED" }
+    fn is_durable(self) -> bool {
+        self != Kind::NewUnlogged
     }
 }
 
@@ -88,7 +88,7 @@ pub fn measure(market: &mut Market, worker_counts: &[usize], effort: Effort) -> 
     let mut figures = Vec::new();
     for kind in Kind::ALL {
         market.empty()?;
-        market.set_persistence(kind.persistence())?;
+        market.set_durable(kind.is_durable())?;
         let pairs = match kind.months() {
             Months::New => market.pairs.clone(),
             Months::Rewritten => market.few_pairs(),
@@ -188,9 +188,19 @@ fn summarise(
     worker_counts.iter().enumerate().map(figure).collect()
 }
 
-pub fn table(figures: &[Figure]) -> Table<9> {
-    let header =
-        ["backfill", "pairs", "workers", "rows/s", "s", "fastest", "slowest", "× 1 worker", "CPU s / others"];
+pub fn table(figures: &[Figure]) -> Table<10> {
+    let header = [
+        "backfill",
+        "pairs",
+        "workers",
+        "rows/s",
+        "s",
+        "fastest",
+        "slowest",
+        "× 1 worker",
+        "CPU s",
+        "others",
+    ];
     let mut table = Table::new(header, 1);
     for figure in figures {
         let Figure { seconds, cpu_seconds, processors_busy_with_others: others, speedup, .. } = figure;
@@ -203,7 +213,8 @@ pub fn table(figures: &[Figure]) -> Table<9> {
             format!("{:.2}", seconds.min),
             format!("{:.2}", seconds.max),
             report::ratio(speedup.median),
-            format!("{:.2} / {:.2}", cpu_seconds.median, others.median),
+            format!("{:.2}", cpu_seconds.median),
+            format!("{:.2}", others.median),
         ]);
     }
     table
@@ -218,7 +229,7 @@ mod tests {
         let run = |seconds| Run { seconds, cpu_seconds: 1.0, busy_with_others: 0.5 };
         // The machine was slow in the second round.
         let rounds = [(4.0, 2.0), (40.0, 20.0), (4.0, 4.0)].map(|(one, two)| vec![run(one), run(two)]);
-        let figures = summarise(Kind::NewLogged, 28, 1000, &[1, 2], &rounds);
+        let figures = summarise(Kind::New, 28, 1000, &[1, 2], &rounds);
         assert_eq!(figures[0].speedup, Spread { median: 1.0, min: 1.0, max: 1.0 });
         assert_eq!(figures[1].speedup, Spread { median: 2.0, min: 1.0, max: 2.0 });
         assert_eq!(figures[1].seconds.median, 4.0);
