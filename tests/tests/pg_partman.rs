@@ -110,6 +110,8 @@ fn maintenance_and_backfill_at_once_leave_each_other_alone() {
         backfill.join().unwrap();
         rounds
     });
+    // a round that pg_partman put off is made up for
+    run(&mut session, "CALL partman.run_maintenance_proc()");
     assert_eq!(row(&mut session, children), (at_first + rounds).to_string(), "each round makes a partition");
     assert_eq!(partitions(&mut session), before);
     assert_eq!(faults(&mut session), [""; 0]);
