@@ -102,7 +102,8 @@ fn maintenance_and_backfill_at_once_leave_each_other_alone() {
     let rounds = thread::scope(|scope| {
         let backfill = scope.spawn(|| run(&mut db.connect(), "CALL bqx.backfill(workers => 2)"));
         let mut rounds = 0;
-        while rounds == 0 || !backfill.is_finished() {
+        // pg_partman reckons years of months ahead in average months, and then makes one less
+        while rounds == 0 || (rounds < 12 && !backfill.is_finished()) {
             run(&mut session, "UPDATE partman.part_config SET premake = premake + 1");
             run(&mut session, "CALL partman.run_maintenance_proc()");
             rounds += 1;
@@ -110,8 +111,6 @@ fn maintenance_and_backfill_at_once_leave_each_other_alone() {
         backfill.join().unwrap();
         rounds
     });
-    // a round that pg_partman put off is made up for
-    run(&mut session, "CALL partman.run_maintenance_proc()");
     assert_eq!(row(&mut session, children), (at_first + rounds).to_string(), "each round makes a partition");
     assert_eq!(partitions(&mut session), before);
     assert_eq!(faults(&mut session), [""; 0]);
