@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
-use pgcluster::{Cluster, cluster_dir};
 use postgres::Client;
 use postgres::error::SqlState;
 use serde::Serialize;
@@ -13,12 +12,9 @@ use xshell::Shell;
 
 use super::aggregate_cases::{self, Case, Data, GROUP, LONGEST, MIDDLE, SHORTEST, YARDSTICK};
 use super::report::{self, Circumstances, Table};
+use super::server::{self, observer};
 use super::spread::Spread;
-use crate::build::{self, Profile};
 use crate::console;
-use crate::setup::{self, Purpose};
-
-const DATABASE: &str = "bqx";
 
 /// One process does all the work, in memory.
 const SERVER_OPTIONS: [(&str, &str); 9] = [
@@ -50,14 +46,9 @@ pub struct AggregatesArgs {
 }
 
 pub fn command(shell: &Shell, pg_config: Option<&Path>, args: &AggregatesArgs) -> Result<ExitCode> {
-    let pg_config = setup::prepare(shell, pg_config, Purpose::Build)?;
-    console::timed("build and install", || build::install(shell, &pg_config, Profile::Release)).0?;
-    let directory = cluster_dir("bench")?;
-    Cluster::remove_kept(&pg_config, &directory)?;
-    let cluster = Cluster::start(&pg_config, &directory, &SERVER_OPTIONS)?;
-    cluster.create_database(DATABASE)?;
+    let cluster = server::start(shell, pg_config, &SERVER_OPTIONS)?;
     let mut bench = Bench {
-        client: cluster.connect(DATABASE)?,
+        client: observer(&cluster)?,
         table_rows: args.rows.unwrap_or(if args.quick { 200_000 } else { 1_000_000 }) as usize,
         repetitions: if args.quick { 1 } else { 3 },
     };

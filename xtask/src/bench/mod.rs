@@ -2,7 +2,10 @@
 
 mod aggregate_cases;
 mod aggregates;
+mod cpu;
+mod market;
 mod report;
+mod server;
 mod spread;
 mod workers;
 

@@ -11,9 +11,9 @@ use postgres::Client;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 
-use super::DATABASE;
-use super::market::{Market, Months, backfill_call, observer};
+use crate::bench::market::{Market, Months, backfill_call};
 use crate::bench::report::Table;
+use crate::bench::server::{DATABASE, observer};
 use crate::bench::spread::Spread;
 use crate::console;
 

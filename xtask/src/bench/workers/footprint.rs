@@ -8,8 +8,9 @@ use anyhow::{Result, ensure};
 use serde::Serialize;
 
 use super::endings::Caller;
-use super::market::{Market, Months, OBSERVER, backfill_call, observer};
+use crate::bench::market::{Market, Months, backfill_call};
 use crate::bench::report::Table;
+use crate::bench::server::{OBSERVER, observer};
 
 const WORKERS: usize = 2;
 

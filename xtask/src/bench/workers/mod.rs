@@ -1,10 +1,8 @@
 //! `cargo xtask bench workers`: what background workers give to a backfill, how soon they are gone when it is to
 //! end, and what they take.
 
-mod cpu;
 mod endings;
 mod footprint;
-mod market;
 mod speed;
 
 use std::path::Path;
@@ -12,18 +10,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use pgcluster::{Cluster, cluster_dir};
 use serde::Serialize;
 use xshell::Shell;
 
-use self::market::Market;
 use self::speed::Effort;
+use super::market::Market;
 use super::report::{self, Circumstances};
-use crate::build::{self, Profile};
+use super::server;
 use crate::console;
-use crate::setup::{self, Purpose};
-
-const DATABASE: &str = "bqx";
 
 /// What a small server is given. Durability is as PostgreSQL has it; autovacuum would come at any time.
 const SERVER_OPTIONS: [(&str, &str); 3] =
@@ -46,15 +40,10 @@ pub struct WorkersArgs {
 }
 
 pub fn command(shell: &Shell, pg_config: Option<&Path>, args: &WorkersArgs) -> Result<ExitCode> {
-    let pg_config = setup::prepare(shell, pg_config, Purpose::Build)?;
-    console::timed("build and install", || build::install(shell, &pg_config, Profile::Release)).0?;
-    let directory = cluster_dir("bench")?;
-    Cluster::remove_kept(&pg_config, &directory)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let worker_processes = (8 + cores).to_string();
     let options = [&SERVER_OPTIONS[..], &[("max_worker_processes", &worker_processes)]].concat();
-    let cluster = Cluster::start(&pg_config, &directory, &options)?;
-    cluster.create_database(DATABASE)?;
+    let cluster = server::start(shell, pg_config, &options)?;
 
     let pairs = args.pairs.unwrap_or(if args.quick { 8 } else { ALL_PAIRS }) as usize;
     let (effort, attempts) = if args.quick {
@@ -62,7 +51,7 @@ pub fn command(shell: &Shell, pg_config: Option<&Path>, args: &WorkersArgs) -> R
     } else {
         (Effort { rounds: 5, patience: Duration::from_secs(70) }, 10)
     };
-    let mut market = console::timed("simulated market", || Market::simulate(&cluster, pairs)).0?;
+    let mut market = console::timed("simulated market", || Market::simulate(&cluster, pairs, 1)).0?;
     let circumstances = Circumstances::now(shell, &mut market.client)?;
     let results = Results {
         circumstances,

@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use indicatif::{HumanCount, ProgressBar};
 use serde::Serialize;
 
-use super::cpu::CpuTime;
-use super::market::{Market, Months};
+use crate::bench::cpu::CpuTime;
+use crate::bench::market::{Market, Months};
 use crate::bench::report::{self, Table};
 use crate::bench::spread::Spread;
 use crate::console;

@@ -1,20 +1,16 @@
-//! What is backfilled: a simulated month of many pairs.
+//! What is backfilled: simulated months of many pairs.
 
-use anyhow::{Context, Result, ensure};
+use std::ops::Range;
+
+use anyhow::{Result, ensure};
 use pgcluster::Cluster;
-use postgres::{Client, NoTls};
+use postgres::Client;
 use serde::Serialize;
 
-use super::DATABASE;
+use super::server::observer;
 
-/// The month that is backfilled; the baseline is its first bar.
-const MONTH: &str = "2024-07-01";
-
-/// The month after it, which has one to look back at.
-const NEXT_MONTH: &str = "2024-08-01";
-
-/// The name of this program's own sessions.
-pub const OBSERVER: &str = "bench";
+/// The first month; the baseline is its first bar.
+const FIRST_MONTH: &str = "2024-07-01";
 
 /// What a backfill finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -39,21 +35,23 @@ pub struct Market<'a> {
     pub cluster: &'a Cluster,
     pub client: Client,
     pub pairs: Vec<String>,
+    /// Months of bars, from [`FIRST_MONTH`] on.
+    pub months: u32,
 }
 
 impl<'a> Market<'a> {
-    /// Simulates the month for the first so many pairs, with everything up to empty derived tables.
-    pub fn simulate(cluster: &'a Cluster, pairs: usize) -> Result<Self> {
+    /// Simulates so many months for the first so many pairs, with everything up to empty derived tables.
+    pub fn simulate(cluster: &'a Cluster, pairs: usize, months: u32) -> Result<Self> {
         let mut client = observer(cluster)?;
         client.batch_execute("CREATE EXTENSION bqx")?;
         let known = client.query("SELECT pair FROM bqx.pairs ORDER BY pair LIMIT $1", &[&(pairs as i64)])?;
         let pairs: Vec<String> = known.iter().map(|row| row.get(0)).collect();
-        client.execute(&format!("CALL bqx.simulate_m1($1, '{MONTH}', '{MONTH}')"), &[&pairs])?;
-        client.batch_execute(&format!("CALL bqx.set_baselines('{MONTH} 00:00+00')"))?;
+        simulate_months(&mut client, &pairs, 0..months)?;
+        client.batch_execute(&format!("CALL bqx.set_baselines('{FIRST_MONTH} 00:00+00')"))?;
         client.batch_execute("CALL bqx.index_m1()")?;
         client.batch_execute("CALL bqx.create_tables()")?;
         client.batch_execute("VACUUM ANALYZE")?;
-        Ok(Self { cluster, client, pairs })
+        Ok(Self { cluster, client, pairs, months })
     }
 
     /// A quarter of the pairs, for what takes longer.
@@ -71,11 +69,9 @@ impl<'a> Market<'a> {
         Ok(bars as u64)
     }
 
-    /// Adds the month after, which looks back at the first one.
+    /// Adds the month after the last one, which it looks back at, to these pairs.
     pub fn simulate_next_month(&mut self, pairs: &[String]) -> Result<()> {
-        let call = format!("CALL bqx.simulate_m1($1, '{NEXT_MONTH}', '{NEXT_MONTH}')");
-        self.client.execute(&call, &[&pairs])?;
-        Ok(())
+        simulate_months(&mut self.client, pairs, self.months..self.months + 1)
     }
 
     /// Empties the derived tables, so that their months are new.
@@ -119,7 +115,7 @@ impl<'a> Market<'a> {
             &[&run_id],
         )?;
         let done = (outcome.get::<_, i64>(0) as u64, outcome.get::<_, i64>(1) as u64);
-        let jobs = 2 * pairs.len() as u64;
+        let jobs = 2 * pairs.len() as u64 * u64::from(self.months);
         let expected = match months {
             Months::New => (jobs, 2 * bars),
             Months::Rewritten => (jobs, 0),
@@ -129,10 +125,12 @@ impl<'a> Market<'a> {
     }
 }
 
-/// A session of this program's own.
-pub fn observer(cluster: &Cluster) -> Result<Client> {
-    let mut config = cluster.connection_config(DATABASE);
-    config.application_name(OBSERVER).connect(NoTls).context("cannot connect")
+/// Simulates months, counted from [`FIRST_MONTH`].
+fn simulate_months(client: &mut Client, pairs: &[String], months: Range<u32>) -> Result<()> {
+    let month = |number: u32| format!("('{FIRST_MONTH}'::date + interval '{number} months')::date");
+    let (from, to) = (month(months.start), month(months.end - 1));
+    client.execute(&format!("CALL bqx.simulate_m1($1, {from}, {to})"), &[&pairs])?;
+    Ok(())
 }
 
 /// The call that fills all months of these pairs, without the word CALL.
