@@ -371,10 +371,12 @@ $$;
 
 -- Whether a role may do what the role of a run may: its members; for one that is gone, superusers.
 CREATE FUNCTION bqx._may_act_for(role_id oid, called_by name) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT coalesce((SELECT pg_has_role(role_id, r.oid, 'MEMBER') FROM pg_roles AS r WHERE r.rolname = called_by),
-                    (SELECT r.rolsuper FROM pg_roles AS r WHERE r.oid = role_id), false)
+BEGIN
+    RETURN coalesce((SELECT pg_has_role(role_id, r.oid, 'MEMBER') FROM pg_roles AS r WHERE r.rolname = called_by),
+                    (SELECT r.rolsuper FROM pg_roles AS r WHERE r.oid = role_id), false);
+END
 $$;
 
 -- Process ids of the sessions, other than this one, that hold a lock of a run.
@@ -1162,12 +1164,16 @@ $$;
 
 -- What a domain is of in the end; other types are their own.
 CREATE FUNCTION bqx._base_type(type_id oid) RETURNS oid
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    WITH RECURSIVE based (id) AS (
-        SELECT type_id
-        UNION ALL SELECT t.typbasetype FROM based AS b JOIN pg_type AS t ON t.oid = b.id WHERE t.typtype = 'd')
-    SELECT b.id FROM based AS b JOIN pg_type AS t ON t.oid = b.id WHERE t.typtype <> 'd'
+DECLARE
+    base oid := type_id;
+BEGIN
+    WHILE (SELECT t.typtype = 'd' FROM pg_type AS t WHERE t.oid = base) LOOP
+        base := (SELECT t.typbasetype FROM pg_type AS t WHERE t.oid = base);
+    END LOOP;
+    RETURN base;
+END
 $$;
 
 -- 42809 for a view or anything else that has the name of one of our tables; 42804 for a column of ours of a type that
@@ -2562,9 +2568,10 @@ COMMENT ON PROCEDURE bqx.drop_tables(text[], text[], boolean) IS
 -- Why rows can't be put straight into a table (for a partitioned one: into its partitions); NULL: they can. Whatever
 -- the executor would have looked at for each row has to be absent.
 CREATE FUNCTION bqx._why_not_fast(family text, rel regclass) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT CASE
+BEGIN
+    RETURN (SELECT CASE
         WHEN NOT pg_has_role(current_user, c.relowner, 'USAGE') THEN 'the caller does not own it'
         WHEN c.relrowsecurity THEN 'it has row-level security'
         WHEN c.relhasrules THEN 'it has rules'
@@ -2574,6 +2581,11 @@ AS $$
              OR EXISTS (SELECT FROM pg_publication_tables AS p
                          WHERE (p.schemaname, p.tablename) = (c.relnamespace::regnamespace::name, c.relname))
             THEN 'it is published'
+        -- whole pages in the log tell them nothing
+        WHEN EXISTS (SELECT FROM pg_replication_slots AS s
+                      WHERE s.slot_type = 'logical' AND s.database = current_database())
+            THEN 'logical replication slots follow this database'
+        WHEN c.relkind = 'r' AND c.relam <> (SELECT a.oid FROM pg_am AS a WHERE a.amname = 'heap') THEN 'it is no heap'
         WHEN EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = rel) THEN 'it has triggers or foreign keys'
         WHEN EXISTS (SELECT FROM pg_constraint AS k
                       WHERE k.conrelid = rel AND k.contype NOT IN ('p', 'u', 'n')
@@ -2586,7 +2598,8 @@ AS $$
                              OR a.atttypid <> CASE WHEN a.attname IN ('ts_utc', 'created_at')
                                               THEN 'timestamptz'::regtype ELSE 'float8'::regtype END))
             THEN 'it has columns of other kinds' END
-      FROM pg_class AS c WHERE c.oid = rel
+      FROM pg_class AS c WHERE c.oid = rel);
+END
 $$;
 
 -- Why rows of this range can't be put straight into this one table, which may be a partition; NULL: they can.

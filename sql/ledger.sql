@@ -79,10 +79,12 @@ $$;
 
 -- Whether a role may do what the role of a run may: its members; for one that is gone, superusers.
 CREATE FUNCTION bqx._may_act_for(role_id oid, called_by name) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT coalesce((SELECT pg_has_role(role_id, r.oid, 'MEMBER') FROM pg_roles AS r WHERE r.rolname = called_by),
-                    (SELECT r.rolsuper FROM pg_roles AS r WHERE r.oid = role_id), false)
+BEGIN
+    RETURN coalesce((SELECT pg_has_role(role_id, r.oid, 'MEMBER') FROM pg_roles AS r WHERE r.rolname = called_by),
+                    (SELECT r.rolsuper FROM pg_roles AS r WHERE r.oid = role_id), false);
+END
 $$;
 
 -- Process ids of the sessions, other than this one, that hold a lock of a run.

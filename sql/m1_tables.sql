@@ -2,12 +2,16 @@
 
 -- What a domain is of in the end; other types are their own.
 CREATE FUNCTION bqx._base_type(type_id oid) RETURNS oid
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    WITH RECURSIVE based (id) AS (
-        SELECT type_id
-        UNION ALL SELECT t.typbasetype FROM based AS b JOIN pg_type AS t ON t.oid = b.id WHERE t.typtype = 'd')
-    SELECT b.id FROM based AS b JOIN pg_type AS t ON t.oid = b.id WHERE t.typtype <> 'd'
+DECLARE
+    base oid := type_id;
+BEGIN
+    WHILE (SELECT t.typtype = 'd' FROM pg_type AS t WHERE t.oid = base) LOOP
+        base := (SELECT t.typbasetype FROM pg_type AS t WHERE t.oid = base);
+    END LOOP;
+    RETURN base;
+END
 $$;
 
 -- 42809 for a view or anything else that has the name of one of our tables; 42804 for a column of ours of a type that

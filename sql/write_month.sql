@@ -5,9 +5,10 @@
 -- Why rows can't be put straight into a table (for a partitioned one: into its partitions); NULL: they can. Whatever
 -- the executor would have looked at for each row has to be absent.
 CREATE FUNCTION bqx._why_not_fast(family text, rel regclass) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT CASE
+BEGIN
+    RETURN (SELECT CASE
         WHEN NOT pg_has_role(current_user, c.relowner, 'USAGE') THEN 'the caller does not own it'
         WHEN c.relrowsecurity THEN 'it has row-level security'
         WHEN c.relhasrules THEN 'it has rules'
@@ -17,6 +18,11 @@ AS $$
              OR EXISTS (SELECT FROM pg_publication_tables AS p
                          WHERE (p.schemaname, p.tablename) = (c.relnamespace::regnamespace::name, c.relname))
             THEN 'it is published'
+        -- whole pages in the log tell them nothing
+        WHEN EXISTS (SELECT FROM pg_replication_slots AS s
+                      WHERE s.slot_type = 'logical' AND s.database = current_database())
+            THEN 'logical replication slots follow this database'
+        WHEN c.relkind = 'r' AND c.relam <> (SELECT a.oid FROM pg_am AS a WHERE a.amname = 'heap') THEN 'it is no heap'
         WHEN EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = rel) THEN 'it has triggers or foreign keys'
         WHEN EXISTS (SELECT FROM pg_constraint AS k
                       WHERE k.conrelid = rel AND k.contype NOT IN ('p', 'u', 'n')
@@ -29,7 +35,8 @@ AS $$
                              OR a.atttypid <> CASE WHEN a.attname IN ('ts_utc', 'created_at')
                                               THEN 'timestamptz'::regtype ELSE 'float8'::regtype END))
             THEN 'it has columns of other kinds' END
-      FROM pg_class AS c WHERE c.oid = rel
+      FROM pg_class AS c WHERE c.oid = rel);
+END
 $$;
 
 -- Why rows of this range can't be put straight into this one table, which may be a partition; NULL: they can.

@@ -41,25 +41,42 @@ pub fn lookback(columns: &[Column]) -> usize {
     columns.iter().map(|column| column.window()).max().unwrap_or(0)
 }
 
-/// Shows each row of a series' range: its time and the values of the columns, None where fewer than the column's
-/// window of bars precede. 22003 where a value overflows.
+/// A derived row.
+pub struct ComputedRow<'a> {
+    /// Microseconds since 2000-01-01 UTC.
+    pub time: i64,
+    values: &'a [f64],
+    windows: &'a [usize],
+    /// Bars before the row's own, as far as they were read.
+    preceding: usize,
+}
+
+impl ComputedRow<'_> {
+    /// The value of a column, None where fewer than the column's window of bars precede.
+    #[inline]
+    pub fn value(&self, column: usize) -> Option<f64> {
+        (self.preceding >= self.windows[column]).then_some(self.values[column])
+    }
+}
+
+/// Shows each row of a series' range. 22003 where a value overflows.
 ///
 /// # Errors
 /// If there is no memory for the series' integers or a block of rows.
 pub fn for_each_computed_row(
     series: &Series,
     columns: &[Column],
-    mut show: impl FnMut(i64, &[Option<f64>]),
+    mut show: impl FnMut(&ComputedRow),
 ) -> Result<(), TryReserveError> {
     let mut frames = match FrameRows::new(&series.values, columns) {
         Ok(frames) => frames,
         Err(RunError::OutOfMemory(error)) => return Err(error),
         Err(RunError::NotFinite(error)) => error!("a series holds finite values, but {error}"),
     };
+    let windows: Vec<usize> = columns.iter().map(|column| column.window()).collect();
     let mut block = Vec::new();
     block.try_reserve_exact(BLOCK * columns.len())?;
     block.resize(BLOCK * columns.len(), 0.0);
-    let mut row = vec![None; columns.len()];
     let mut start = series.first;
     while start < series.times.len() {
         pg_sys::check_for_interrupts!();
@@ -67,17 +84,25 @@ pub fn for_each_computed_row(
         frames.fill(start..end, &mut block[..(end - start) * columns.len()]);
         for i in start..end {
             let values = &block[(i - start) * columns.len()..][..columns.len()];
-            for ((slot, &value), column) in row.iter_mut().zip(values).zip(columns) {
-                *slot = (i >= column.window()).then_some(value);
-                if slot.is_some() && !value.is_finite() {
-                    overflow(column, series.times[i]);
-                }
+            let row = ComputedRow { time: series.times[i], values, windows: &windows, preceding: i };
+            if !values.iter().all(|value| value.is_finite()) {
+                check_no_overflow(&row, columns);
             }
-            show(series.times[i], &row);
+            show(&row);
         }
         start = end;
     }
     Ok(())
+}
+
+/// An error if there is a value that is not finite. (Where there is no value, there may be anything in its place.)
+#[cold]
+fn check_no_overflow(row: &ComputedRow, columns: &[Column]) {
+    for (i, column) in columns.iter().enumerate() {
+        if row.value(i).is_some_and(|value| !value.is_finite()) {
+            overflow(column, row.time);
+        }
+    }
 }
 
 fn overflow(column: &Column, time: i64) -> ! {
@@ -115,10 +140,10 @@ fn _computed_rows(
     let mut row = vec![None; columns.len() + 1];
     let mut done = 0;
     series::for_each_piece(m1, from_ts.into(), to_ts.into(), lookback(&columns), |piece| {
-        for_each_computed_row(piece, &columns, |time, values| {
-            row[0] = Some(pg_sys::Datum::from(time));
-            for (slot, value) in row[1..].iter_mut().zip(values) {
-                *slot = value.map(|v| pg_sys::Datum::from(v.to_bits()));
+        for_each_computed_row(piece, &columns, |computed| {
+            row[0] = Some(pg_sys::Datum::from(computed.time));
+            for (i, slot) in row[1..].iter_mut().enumerate() {
+                *slot = computed.value(i).map(|v| pg_sys::Datum::from(v.to_bits()));
             }
             rows.put(&row);
             done += 1;

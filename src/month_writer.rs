@@ -1,18 +1,18 @@
-//! Writing a month straight into a partition's storage: the only place that touches heap internals.
+//! Writing a month straight into a partition's storage.
 //!
-//! The partition must have got its storage in the current transaction (made or truncated in it) and be locked
+//! The partition must have got its storage in the current subtransaction (made or truncated in it) and be locked
 //! by it, so that no one can see it half filled: rows go in without index entries, which are built at the end.
 
 use std::collections::TryReserveError;
 use std::ffi::CStr;
 
 use bqx_core::columns::{Column, Family};
-use pgrx::PgMemoryContexts;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 
 use crate::computed_rows::{BLOCK, for_each_computed_row, lookback, own_columns, value_columns};
 use crate::errors::Failure;
+use crate::heap_pages::{HeapPages, has_fresh_storage};
 use crate::live_progress;
 use crate::metric_columns::family;
 use crate::series::{self, Fingerprint, Series};
@@ -63,7 +63,7 @@ struct Target {
     columns: Vec<Column>,
     /// For each attribute of the table where its datum comes from.
     places: Vec<Place>,
-    heap: HeapAppender,
+    heap: HeapPages,
     /// Rows that were appended.
     written: usize,
     /// Of what was appended.
@@ -97,7 +97,7 @@ impl Target {
                 family,
                 relation,
                 places: places(&attributes, &columns),
-                heap: HeapAppender::new(relation),
+                heap: HeapPages::new(relation),
                 written: 0,
                 fingerprint: Fingerprint::new(lookback(&columns), shape),
                 columns,
@@ -110,12 +110,13 @@ impl Target {
         let Target { family, places, heap, written, .. } = self;
         // Safety: takes no argument; the start of this transaction.
         let created_at = unsafe { pg_sys::GetCurrentTransactionStartTimestamp() };
+        heap.reserve_memory()?;
         self.fingerprint.add(piece);
-        for_each_computed_row(piece, &self.columns, |time, values| {
+        for_each_computed_row(piece, &self.columns, |row| {
             heap.append(|attribute| match places[attribute] {
-                Place::Value(i) => values[i].map(|v| pg_sys::Datum::from(v.to_bits())),
-                Place::Time => Some(pg_sys::Datum::from(time)),
-                Place::CreatedAt => Some(pg_sys::Datum::from(created_at)),
+                Place::Value(i) => row.value(i).map(f64::to_bits),
+                Place::Time => Some(row.time as u64),
+                Place::CreatedAt => Some(created_at as u64),
                 Place::Dropped => None,
             });
             *written += 1;
@@ -214,6 +215,11 @@ unsafe fn why_not_writable(relation: pg_sys::Relation, oid: pg_sys::Oid) -> Opti
             Some("it is no ordinary table")
         } else if !has_fresh_storage(relation) {
             Some("its storage is not new in this transaction")
+        } else if (*class).relam != pg_sys::HEAP_TABLE_AM_OID {
+            Some("it is no heap")
+        } else if pg_sys::smgrnblocks(pg_sys::RelationGetSmgr(relation), pg_sys::ForkNumber::MAIN_FORKNUM) > 0
+        {
+            Some("it has rows")
         } else if pg_sys::pg_class_aclcheck(oid, pg_sys::GetUserId(), pg_sys::ACL_INSERT as pg_sys::AclMode)
             != pg_sys::AclResult::ACLCHECK_OK
         {
@@ -250,105 +256,4 @@ fn why_not_fillable(
         &[family.name().into(), oid.into(), from_ts.into(), to_ts.into()],
     )
     .unwrap_or_else(|e| error!("{e}"))
-}
-
-/// `InvalidSubTransactionId`, a macro that the bindings leave out.
-const NO_SUBTRANSACTION: pg_sys::SubTransactionId = 0;
-
-/// Whether the table was made, or its storage replaced, in the current transaction.
-///
-/// # Safety
-/// The relation must be open.
-unsafe fn has_fresh_storage(relation: pg_sys::Relation) -> bool {
-    unsafe {
-        #[cfg(any(feature = "pg14", feature = "pg15"))]
-        let replaced_in = (*relation).rd_newRelfilenodeSubid;
-        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
-        let replaced_in = (*relation).rd_newRelfilelocatorSubid;
-        (*relation).rd_createSubid != NO_SUBTRANSACTION || replaced_in != NO_SUBTRANSACTION
-    }
-}
-
-/// Appends rows to a table in batches with `table_multi_insert`.
-struct HeapAppender {
-    relation: pg_sys::Relation,
-    attributes: usize,
-    slots: Vec<*mut pg_sys::TupleTableSlot>,
-    filled: usize,
-    bulk: pg_sys::BulkInsertState,
-    command: pg_sys::CommandId,
-    scratch: PgMemoryContexts,
-}
-
-/// New storage has no free space to look for.
-const INSERT_OPTIONS: i32 = pg_sys::TABLE_INSERT_SKIP_FSM as i32;
-
-impl HeapAppender {
-    /// The relation must stay open and locked for writing until `finish`.
-    fn new(relation: pg_sys::Relation) -> HeapAppender {
-        // Safety: the relation is open (Target::open); the slots are made for it.
-        unsafe {
-            HeapAppender {
-                relation,
-                attributes: (*(*relation).rd_att).natts as usize,
-                slots: (0..BLOCK)
-                    .map(|_| pg_sys::table_slot_create(relation, std::ptr::null_mut()))
-                    .collect(),
-                filled: 0,
-                bulk: pg_sys::GetBulkInsertState(),
-                command: pg_sys::GetCurrentCommandId(true),
-                scratch: PgMemoryContexts::new("bqx month writer"),
-            }
-        }
-    }
-
-    /// Adds a row: `datum` gives each attribute's value, None for NULL.
-    fn append(&mut self, datum: impl Fn(usize) -> Option<pg_sys::Datum>) {
-        let slot = self.slots[self.filled];
-        // Safety: the slot has room for all attributes of the relation; all are of pass-by-value types.
-        unsafe {
-            pg_sys::ExecClearTuple(slot);
-            for attribute in 0..self.attributes {
-                let value = datum(attribute);
-                *(*slot).tts_isnull.add(attribute) = value.is_none();
-                *(*slot).tts_values.add(attribute) = value.unwrap_or(pg_sys::Datum::null());
-            }
-            pg_sys::ExecStoreVirtualTuple(slot);
-        }
-        self.filled += 1;
-        if self.filled == self.slots.len() {
-            self.flush();
-        }
-    }
-
-    fn flush(&mut self) {
-        let (relation, slots, filled) = (self.relation, self.slots.as_mut_ptr(), self.filled);
-        let (command, bulk) = (self.command, self.bulk);
-        // Safety: the first `filled` slots hold rows; what the insertion allocates goes with `scratch`.
-        unsafe {
-            self.scratch.switch_to(|_| {
-                pg_sys::table_multi_insert(relation, slots, filled as i32, command, INSERT_OPTIONS, bulk)
-            });
-            for &slot in &self.slots[..filled] {
-                pg_sys::ExecClearTuple(slot);
-            }
-            self.scratch.reset();
-        }
-        self.filled = 0;
-    }
-
-    fn finish(mut self) {
-        if self.filled > 0 {
-            self.flush();
-        }
-        // Safety: everything was made in `new` and is not used after. On an error, PostgreSQL releases all of it
-        // with the transaction.
-        unsafe {
-            pg_sys::FreeBulkInsertState(self.bulk);
-            pg_sys::table_finish_bulk_insert(self.relation, INSERT_OPTIONS);
-            for slot in self.slots {
-                pg_sys::ExecDropSingleTupleTableSlot(slot);
-            }
-        }
-    }
 }
