@@ -1,14 +1,15 @@
 //! Rows of 8-byte values as finished heap pages, appended to storage that no one else can see: with
-//! `month_writer` the only place that touches heap internals.
+//! `month_writer` and `index_build` the only place that touches a table's internals.
 //!
 //! PostgreSQL writes a table that it makes anew (CLUSTER, VACUUM FULL) past the buffer cache, as it does here: pages
 //! are filled in memory, logged in batches as full images, and go to the file once. Row by row through the buffer
 //! cache each page would be written twice, as zeros and then with its rows.
 //!
 //! Rows say that their transaction has committed before it has. That is safe, and spares the first reader
-//! from finding out for each row and writing every page once more: nobody finds this storage before that same
+//! from finding out for each row and writing every page once more: nobody else finds this storage before that same
 //! transaction commits, and if it doesn't, the storage goes with it. Snapshots that are older than the
-//! transaction don't see the rows: they look at its number, which only frozen rows hide.
+//! transaction don't see the rows: they look at its number, which only frozen rows hide. The transaction itself
+//! would not see its rows for certain, so they say nothing where it might look at them.
 
 use std::collections::TryReserveError;
 
@@ -38,6 +39,14 @@ const NO_SUBTRANSACTION: pg_sys::SubTransactionId = 0;
 #[repr(C, align(4096))]
 struct Page([u8; BLCKSZ]);
 
+/// When rows may be looked at for the first time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Readers {
+    /// By the transaction that stores them, too.
+    AtOnce,
+    AfterCommit,
+}
+
 /// Appends rows to an empty heap table.
 pub struct HeapPages {
     relation: pg_sys::Relation,
@@ -51,9 +60,10 @@ pub struct HeapPages {
     rows_in_page: u16,
     /// Pages that were written.
     written: pg_sys::BlockNumber,
-    rows: i64,
     /// Bytes of a page that are to stay free.
     reserve: usize,
+    keys: StoredKeys,
+    readers: Readers,
     transaction: pg_sys::TransactionId,
     command: pg_sys::CommandId,
     is_logged: bool,
@@ -64,9 +74,9 @@ pub struct HeapPages {
 impl HeapPages {
     /// # Safety
     /// The relation must be an ordinary heap table without rows, whose attributes that are not dropped are all of
-    /// 8-byte types passed by value; its storage must have been made in the current subtransaction; it must stay open,
+    /// 8-byte types passed by value, `key` among them; its storage must have been made in the current subtransaction; it must stay open,
     /// and locked for writing, until `finish`.
-    pub unsafe fn new(relation: pg_sys::Relation) -> HeapPages {
+    pub unsafe fn new(relation: pg_sys::Relation, key: usize, readers: Readers) -> HeapPages {
         // Safety: the relation is open; the rest takes no arguments.
         unsafe {
             HeapPages {
@@ -77,8 +87,9 @@ impl HeapPages {
                 filled: 0,
                 rows_in_page: 0,
                 written: 0,
-                rows: 0,
+                keys: StoredKeys { attribute: key, keys: Vec::new(), first_of_page: Vec::new() },
                 reserve: BLCKSZ * (100 - fill_factor(relation)) / 100,
+                readers,
                 transaction: pg_sys::GetCurrentTransactionId(),
                 command: pg_sys::GetCurrentCommandId(true),
                 is_logged: is_logged(relation),
@@ -87,11 +98,13 @@ impl HeapPages {
         }
     }
 
-    /// Takes the memory that appending needs, unless it has it.
+    /// Takes the memory that appending so many more rows needs, unless it has it.
     ///
     /// # Errors
     /// If there is none.
-    pub fn reserve_memory(&mut self) -> Result<(), TryReserveError> {
+    pub fn reserve_memory(&mut self, rows: usize) -> Result<(), TryReserveError> {
+        self.keys.keys.try_reserve(rows)?;
+        self.keys.first_of_page.try_reserve(rows)?; // a page has one row at least
         self.row.clear();
         self.row.try_reserve_exact(words(HEADER + self.attributes.div_ceil(8)) + self.attributes)?;
         self.pages.try_reserve_exact(BATCH - self.pages.len())?;
@@ -99,8 +112,8 @@ impl HeapPages {
         Ok(())
     }
 
-    /// Adds a row, in memory that is reserved: `value` gives each attribute's 8 bytes, None for NULL. 54000 for a row
-    /// that no page can take.
+    /// Adds a row, in memory that is reserved: `value` gives each attribute's 8 bytes, None for NULL, which the key is
+    /// not. 54000 for a row that no page can take.
     pub fn append(&mut self, value: impl Fn(usize) -> Option<u64>) {
         if !self.form_row(0, &value) {
             self.form_row(self.attributes.div_ceil(8), &value);
@@ -117,7 +130,7 @@ impl HeapPages {
             self.begin_page();
         }
         self.rows_in_page += 1;
-        self.rows += 1;
+        self.keys.keys.push(value(self.keys.attribute).expect("a key is not NULL") as i64);
         let block = self.written + self.filled as pg_sys::BlockNumber - 1;
         // Safety: the row begins with a header, and is as long as it says; the page has room for it.
         unsafe {
@@ -156,7 +169,10 @@ impl HeapPages {
                 None => {}
             }
         }
-        let mut infomask = pg_sys::HEAP_XMIN_COMMITTED | pg_sys::HEAP_XMAX_INVALID;
+        let mut infomask = pg_sys::HEAP_XMAX_INVALID;
+        if self.readers == Readers::AfterCommit {
+            infomask |= pg_sys::HEAP_XMIN_COMMITTED;
+        }
         if bitmap > 0 {
             infomask |= pg_sys::HEAP_HASNULL;
         }
@@ -188,6 +204,7 @@ impl HeapPages {
         }
         self.filled += 1;
         self.rows_in_page = 0;
+        self.keys.first_of_page.push(self.keys.keys.len());
         // Safety: the page is as large as it says.
         unsafe { pg_sys::PageInit(self.current_page(), BLCKSZ, 0) };
     }
@@ -224,7 +241,7 @@ impl HeapPages {
     }
 
     /// Writes what is left. The rows are safe when the transaction commits.
-    pub fn finish(mut self) {
+    pub fn finish(mut self) -> StoredKeys {
         if self.filled > 0 {
             self.write_batch();
         }
@@ -235,7 +252,38 @@ impl HeapPages {
             if self.is_logged && pg_sys::GetRedoRecPtr() != self.redo_at_start {
                 pg_sys::smgrimmedsync(pg_sys::RelationGetSmgr(self.relation), MAIN);
             }
-            pg_sys::pgstat_count_heap_insert(self.relation, self.rows as _);
+            pg_sys::pgstat_count_heap_insert(self.relation, self.keys.keys.len() as _);
+        }
+        self.keys
+    }
+}
+
+/// Which rows were stored where.
+pub struct StoredKeys {
+    /// The key's attribute, counted from 0.
+    attribute: usize,
+    /// The rows' keys, in the order of the rows.
+    keys: Vec<i64>,
+    /// For each page, the number of its first row.
+    first_of_page: Vec<usize>,
+}
+
+impl StoredKeys {
+    /// The attribute number of the key.
+    pub fn attribute(&self) -> pg_sys::AttrNumber {
+        self.attribute as pg_sys::AttrNumber + 1
+    }
+
+    /// Shows each row's place and key, in the order of the rows.
+    pub fn for_each(&self, mut show: impl FnMut(pg_sys::ItemPointerData, i64)) {
+        for (block, &first) in self.first_of_page.iter().enumerate() {
+            pg_sys::check_for_interrupts!();
+            let end = self.first_of_page.get(block + 1).copied().unwrap_or(self.keys.len());
+            for (offset, &key) in self.keys[first..end].iter().enumerate() {
+                let mut place = pg_sys::ItemPointerData::default();
+                pgrx::itemptr::item_pointer_set_all(&mut place, block as u32, offset as u16 + 1);
+                show(place, key);
+            }
         }
     }
 }

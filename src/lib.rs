@@ -13,7 +13,8 @@
 //! | `series` | reading bars and fingerprinting them |
 //! | `computed_rows` | derived rows as a set, for `bqx_metrics`, `reg_metrics` and the plain way of writing |
 //! | `month_writer` | derived rows straight into a partition |
-//! | `heap_pages` | rows as finished pages of a table: with `month_writer` the only place that touches heap internals |
+//! | `heap_pages` | rows as finished pages of a table: with `month_writer` and `index_build` the only place that touches a table's internals |
+//! | `index_build` | the indexes of such a table |
 //! | `session` | what a session may do and how it is told from others |
 //! | `workers` | background workers of a backfill |
 //! | `live_progress` | how far a session's jobs are, for others to see |
@@ -28,6 +29,7 @@ mod bar_lines;
 mod computed_rows;
 mod errors;
 mod heap_pages;
+mod index_build;
 mod ledger_retention;
 mod live_progress;
 mod memory;

@@ -12,7 +12,8 @@ use pgrx::prelude::*;
 
 use crate::computed_rows::{BLOCK, for_each_computed_row, lookback, own_columns, value_columns};
 use crate::errors::Failure;
-use crate::heap_pages::{HeapPages, has_fresh_storage};
+use crate::heap_pages::{HeapPages, Readers, has_fresh_storage};
+use crate::index_build;
 use crate::live_progress;
 use crate::metric_columns::family;
 use crate::series::{self, Fingerprint, Series};
@@ -92,12 +93,15 @@ impl Target {
             if let Some(reason) = why_not_fillable(family, oid, from_ts, to_ts) {
                 refuse(relation, &reason);
             }
+            let Some(key) = attributes.iter().position(|column| *column == Some(Column::Time)) else {
+                refuse(relation, "it has no column ts_utc")
+            };
             let columns = value_columns(&attributes.iter().flatten().copied().collect::<Vec<_>>());
             Target {
                 family,
                 relation,
                 places: places(&attributes, &columns),
-                heap: HeapPages::new(relation),
+                heap: HeapPages::new(relation, key, readers()),
                 written: 0,
                 fingerprint: Fingerprint::new(lookback(&columns), shape),
                 columns,
@@ -110,7 +114,7 @@ impl Target {
         let Target { family, places, heap, written, .. } = self;
         // Safety: takes no argument; the start of this transaction.
         let created_at = unsafe { pg_sys::GetCurrentTransactionStartTimestamp() };
-        heap.reserve_memory()?;
+        heap.reserve_memory(piece.rows().len())?;
         self.fingerprint.add(piece);
         for_each_computed_row(piece, &self.columns, |row| {
             heap.append(|attribute| match places[attribute] {
@@ -128,16 +132,13 @@ impl Target {
 
     /// Closes the table and builds its indexes from the rows.
     fn finish(self) {
-        self.heap.finish();
+        let keys = self.heap.finish();
         live_progress::advance(self.family, self.written);
-        // Safety: the relation is open, and not used after it is closed.
-        let name = unsafe {
-            let name = relation_name(self.relation);
+        // Safety: the relation is open and not used after it is closed; it was empty, and nobody else can write to it.
+        unsafe {
+            index_build::reindex(self.relation, &relation_name(self.relation), keys);
             pg_sys::table_close(self.relation, pg_sys::NoLock as i32);
-            name
-        };
-        // The lock is held until the transaction ends: the name still means this table.
-        Spi::run(&format!("REINDEX TABLE {name}")).unwrap_or_else(|e| error!("{e}"));
+        }
     }
 }
 
@@ -242,6 +243,15 @@ unsafe fn refuse(relation: pg_sys::Relation, reason: &str) -> ! {
         format!("table {} can't be written directly: {reason}", unsafe { relation_name(relation) }),
     )
     .raise()
+}
+
+/// The rest of the transaction looks at no rows, unless a trigger for its commands does.
+fn readers() -> Readers {
+    let query = "SELECT EXISTS (SELECT FROM pg_catalog.pg_event_trigger AS e WHERE e.evtenabled <> 'D')";
+    match Spi::get_one::<bool>(query) {
+        Ok(Some(false)) => Readers::AfterCommit,
+        _ => Readers::AtOnce,
+    }
 }
 
 /// The reason why rows of this range must not be put into it past the executor, as far as the catalogs tell it.

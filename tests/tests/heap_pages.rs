@@ -102,8 +102,65 @@ fn assert_sound(session: &mut Client) {
                 verify_heapam(c.oid) AS v"
     );
     assert_eq!(rows(session, &found), [""; 0]);
-    let indexes = format!("SELECT count(bt_index_check(c.oid, true)) {partitions} AND c.relkind = 'i'");
-    assert_eq!(row(session, &indexes), "12");
+    assert_indexes_sound(session, 12);
+}
+
+/// So many B-trees of the derived tables have all rows in order, as far as `amcheck` is installed.
+fn assert_indexes_sound(session: &mut Client, count: usize) {
+    if attempt(session, "CREATE EXTENSION IF NOT EXISTS amcheck").is_err() {
+        return;
+    }
+    let indexes = "SELECT count(bt_index_check(c.oid, true)) FROM pg_class AS c JOIN pg_am AS a ON a.oid = c.relam \
+        WHERE c.relispartition AND c.relname ~ '^(bqx|reg)_[a-z]{6}_' AND c.relkind = 'i' AND a.amname = 'btree'";
+    assert_eq!(row(session, indexes), count.to_string());
+}
+
+#[test]
+fn every_index_has_every_row() {
+    let db = prepared().db("indexed");
+    let mut session = db.connect();
+    run_each(
+        &mut session,
+        &[
+            "CALL bqx.create_tables()",
+            "CREATE INDEX ON bqx.bqx_eurusd (w15_bqx_return)",
+            "CREATE INDEX ON bqx.bqx_eurusd (ts_utc DESC, rate_index)",
+            "CREATE INDEX ON bqx.bqx_eurusd (ts_utc) WHERE w15_bqx_return > 0",
+            "CREATE INDEX ON bqx.bqx_eurusd (date_trunc('day', ts_utc AT TIME ZONE 'UTC'))",
+            "CREATE INDEX ON bqx.bqx_eurusd USING hash (ts_utc)",
+            "CREATE INDEX ON bqx.bqx_eurusd USING brin (ts_utc) WITH (pages_per_range = 1)",
+            "CREATE INDEX ON bqx.bqx_eurusd (ts_utc) INCLUDE (rate_index)",
+            "CALL bqx.backfill(workers => 0)",
+        ],
+    );
+    assert_indexes_sound(&mut session, 12 + 3 * 5);
+    // read through each index, there are the rows that the table has
+    run(&mut session, "SET enable_seqscan = off");
+    let day = "ts_utc >= '2024-08-06 00:00+00' AND ts_utc < '2024-08-07 00:00+00'";
+    let rows_of_day = rows(&mut session, &format!("SELECT ts_utc FROM bqx.bqx_eurusd WHERE {day}"));
+    assert!(rows_of_day.len() > 100);
+    let questions = [
+        format!("SELECT count(*) FROM bqx.bqx_eurusd_2024_08 WHERE {day}"),
+        format!("SELECT count(*) FROM bqx.bqx_eurusd_2024_08 WHERE {day} AND ctid = ctid"),
+        "SELECT count(*) FROM bqx.bqx_eurusd_2024_08 WHERE date_trunc('day', ts_utc AT TIME ZONE 'UTC') = '2024-08-06 00:00'".to_owned(),
+    ];
+    for question in &questions {
+        for setting in ["enable_bitmapscan", "enable_indexscan"] {
+            run(&mut session, &format!("SET {setting} = off"));
+            assert_eq!(row(&mut session, question), rows_of_day.len().to_string(), "{question}");
+            run(&mut session, &format!("RESET {setting}"));
+        }
+    }
+    let by_hash = format!("SELECT * FROM bqx.bqx_eurusd WHERE ts_utc = '{}'", rows_of_day[7]);
+    assert_eq!(rows(&mut session, &by_hash).len(), 1);
+    assert_eq!(
+        row(
+            &mut session,
+            "SELECT sum(reltuples)::int = (SELECT count(*) FROM bqx.bqx_eurusd) FROM pg_class \
+        WHERE relispartition AND relkind = 'r' AND relname LIKE 'bqx_eurusd_%'"
+        ),
+        "t"
+    );
 }
 
 #[test]
@@ -155,6 +212,26 @@ fn the_first_reader_writes_nothing() {
     };
     assert!(!is_dirtied("bqx.bqx_eurusd") && !is_dirtied("bqx.reg_usdjpy"));
     assert!(is_dirtied("public.inserted"), "PostgreSQL's own rows are marked by their first reader");
+}
+
+#[test]
+fn an_event_trigger_sees_the_rows_of_its_transaction() {
+    let db = prepared().db("event_trigger");
+    let mut session = db.connect();
+    run_each(
+        &mut session,
+        &[
+            "CREATE TABLE public.seen (n bigint)",
+            "CREATE FUNCTION public.look() RETURNS event_trigger LANGUAGE plpgsql AS \
+                $$ BEGIN INSERT INTO public.seen SELECT count(*) FROM bqx.bqx_eurusd; END $$",
+            "CALL bqx.create_tables(pairs => '{eurusd}', to_month => '2024-07-01')",
+            "CREATE EVENT TRIGGER look ON ddl_command_end WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION public.look()",
+            "CALL bqx.backfill(pairs => '{eurusd}', workers => 0)",
+        ],
+    );
+    // August and September are attached, rows and all, by ALTER TABLE
+    let seen = "SELECT max(n) = (SELECT count(*) FROM bqx.bqx_eurusd) FROM public.seen";
+    assert_eq!(row(&mut session, seen), "t");
 }
 
 #[test]
