@@ -11,7 +11,7 @@ use twox_hash::xxhash3_128::{DEFAULT_SECRET_LENGTH, RawHasher, SecretBuffer};
 
 use crate::errors::Failure;
 use crate::memory;
-use crate::rows::{QueryRow, for_each_row, try_for_each_row};
+use crate::rows::{Cursor, QueryRow, for_each_row};
 
 /// Changes when the same bars would give other rows, so that every month is recomputed.
 const FINGERPRINT_VERSION: &[u8] = b"bqx 1 ";
@@ -43,7 +43,7 @@ pub struct Series {
 
 /// Shows the bars of `[from, to)`, in microseconds since 2000-01-01 UTC, of an M1 table in consecutive pieces, each with
 /// up to `lookback` of the bars before it: memory does not grow with the range. The last piece may have no bars of
-/// the range, if there are none.
+/// the range.
 ///
 /// 22003 for a bar whose close or rate_index is NULL, not finite or not positive, or whose time is infinite;
 /// 23505 for two bars of one minute (a table without a key may hold them); 53200 where there is no memory for a
@@ -197,15 +197,24 @@ impl Source {
         }
         piece.first = piece.times.len();
         let query = format!("{} WHERE {} AND {} ORDER BY t.time", self.select, self.at_or_after, self.before);
-        try_for_each_row(client, &query, &[instant(from), instant(to)], |row| {
-            if piece.rows().len() == PIECE {
-                show(piece)?;
-                piece.pass_on(lookback);
-                memory::secure()?;
+        let mut bars = Vec::new();
+        bars.try_reserve_exact(PIECE)?;
+        let mut cursor = Cursor::open(client, &query, &[instant(from), instant(to)]);
+        loop {
+            bars.clear();
+            let more = cursor.fetch(PIECE, |row| bars.push(Bar::from_row(row)));
+            for bar in &bars {
+                self.append(piece, bar)?;
             }
-            self.append(piece, &Bar::from_row(row))
-        })?;
-        show(piece)
+            show(piece)?;
+            if !more {
+                break;
+            }
+            piece.pass_on(lookback);
+            memory::secure()?;
+        }
+        cursor.close();
+        Ok(())
     }
 
     /// Up to `bars` bars before an instant, newest first.
