@@ -30,6 +30,12 @@ impl QueryRow<'_> {
         // Safety: the datum is of a type that T takes, and lives while the row does; the value is owned.
         unsafe { T::from_datum(self.values[ordinal - 1], self.nulls[ordinal - 1]) }
     }
+
+    /// Column `ordinal` (from 1) and all after it, and which of them are NULL. What those hold may be anything.
+    #[inline]
+    pub fn from(&self, ordinal: usize) -> (&[pg_sys::Datum], &[bool]) {
+        (&self.values[ordinal - 1..], &self.nulls[ordinal - 1..])
+    }
 }
 
 /// A read-only query whose rows are looked at as they are found, a piece at a time.
@@ -69,6 +75,11 @@ impl Cursor {
             let types = (1..=(*desc).natts).map(|i| pg_sys::SPI_gettypeid(desc, i)).collect();
             Cursor { portal, types }
         }
+    }
+
+    /// Types of the columns.
+    pub fn types(&self) -> &[pg_sys::Oid] {
+        &self.types
     }
 
     /// Shows up to `count` further rows, and says whether there may be more. They are looked at while the query runs,
