@@ -1,11 +1,25 @@
 -- Verification: do the derived tables hold what they are meant to hold? Everything is read again and counted;
 -- nothing that the backfill said of itself is believed, but the fingerprints, and those are compared.
 --
--- One scan per family and month answers all questions about its rows; a few rows are recomputed from the formulas
--- by another method than the backfill's.
+-- One scan of a month's bars and one of each family's rows answer all questions about them; a few rows are recomputed
+-- from the formulas by another method than the backfill's.
 
 -- What one check found; the row type of verify().
 CREATE TYPE bqx._finding AS (check_name text, family text, pair text, month date, ok boolean, detail text);
+
+-- The bars of a month and those before it that its rows look back at, as _month_bars reads them.
+CREATE TYPE bqx._bars_of_month AS (
+    times timestamp with time zone[], rate_index double precision[], bars_before int, sound boolean,
+    bad_closes bigint, bad_close_at timestamp with time zone, bad_indexes bigint, bad_index_at timestamp with time zone);
+
+-- What the checks have to know of a derived table at every month; the catalogs are asked once. The columns are those of
+-- _value_columns; `stored` is SQL after SELECT for the rows of [$1, $2), and `at` for their time; `index_at` is which of
+-- the columns is rate_index, if its type is double precision. The bars are those of _first_bars.
+CREATE TYPE bqx._verified_table AS (
+    family text, pair text, m1 regclass, derived regclass, lookback int, shape text,
+    names text[], lookbacks int[], roundings double precision[], relative_roundings double precision[],
+    at text, doubles text, stored text, index_type text, index_at int,
+    first_bars timestamp with time zone[]);
 
 -- An instant as details show it, the same in every session.
 CREATE FUNCTION bqx._utc_text(instant timestamp with time zone) RETURNS text
@@ -51,6 +65,26 @@ BEGIN
        INTO times USING n;
     RETURN times;
 END
+$$;
+
+CREATE FUNCTION bqx._verified_table(family text, pair text, m1 regclass, derived regclass) RETURNS bqx._verified_table
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT ROW(family, pair, m1, derived, own.lookback, own.shape,
+               v.names, v.lookbacks, v.roundings, v.relative_roundings,
+               format('(%s)::timestamptz', bqx._as_instant(derived, 'ts_utc')), v.doubles,
+               format('FROM %s WHERE ts_utc >= %s AND ts_utc < %s', derived,
+                      bqx._as_key(derived, 'ts_utc', '$1'), bqx._as_key(derived, 'ts_utc', '$2')),
+               index_type, CASE index_type WHEN 'double precision' THEN array_position(v.names, 'rate_index') END,
+               bqx._first_bars(m1, own.lookback + 1))::bqx._verified_table
+      FROM bqx._own_columns(family, derived) AS own,
+           bqx._column_type(derived, 'rate_index') AS index_type,
+           (SELECT coalesce(array_agg(c.name ORDER BY c.i), '{}'), coalesce(array_agg(c.lookback ORDER BY c.i), '{}'),
+                   array_agg(c.rounding ORDER BY c.i), array_agg(c.relative_rounding ORDER BY c.i),
+                   string_agg(c.as_double, ', ' ORDER BY c.i)
+              FROM bqx._value_columns(family, derived) WITH ORDINALITY
+                   AS c (name, lookback, as_double, rounding, relative_rounding, i)
+           ) AS v (names, lookbacks, roundings, relative_roundings, doubles)
 $$;
 
 -- Months to look at: those of the pair's data, and those in which a derived table has rows though M1 has no data.
@@ -116,41 +150,39 @@ BEGIN
 END
 $$;
 
+-- SQL that is true for a bar whose rate_index is not that of its close; $3 is the baseline. NULL where M1 has no rate_index.
+-- The quotient is taken only where it can neither overflow nor vanish.
+CREATE FUNCTION bqx._index_fault(m1 regclass, baseline double precision) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN baseline BETWEEN 1e-100 AND 1e100
+                THEN format('close::double precision BETWEEN 1e-100 AND 1e100 '
+                            'AND rate_index IS DISTINCT FROM (close::double precision / $3 * 100)::%s', index_type)
+                ELSE '(rate_index::double precision > 0 AND rate_index::double precision < ''Infinity'') IS NOT TRUE' END
+      FROM bqx._column_type(m1, 'rate_index') AS index_type WHERE index_type IS NOT NULL
+$$;
+
 -- M1: is every close a price, and every rate_index that of its close?
-CREATE FUNCTION bqx._verify_m1_index(pair text, m1 regclass, month date) RETURNS bqx._finding
+CREATE FUNCTION bqx._verify_m1_index(
+    pair text, m1 regclass, month date, bars bqx._bars_of_month, baseline double precision) RETURNS bqx._finding
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET extra_float_digits = 1
 AS $$
 DECLARE
     finding bqx._finding := ROW('index_range', NULL, pair, month, false, NULL);
-    baseline double precision := (SELECT b.baseline_rate FROM bqx.baseline_rates AS b WHERE b.pair = $1);
-    seen record;
 BEGIN
     IF bqx._column_type(m1, 'rate_index') IS NULL THEN
         finding.detail := format('%s has no rate_index: CALL bqx.index_m1(ARRAY[%L]);', m1, pair);
         RETURN finding;
     END IF;
-    -- The quotient is taken only where it can neither overflow nor vanish.
-    EXECUTE format(
-        'SELECT count(*) AS bars, '
-        '       count(*) FILTER (WHERE bad_close) AS bad_closes, min(at) FILTER (WHERE bad_close) AS bad_close_at, '
-        '       count(*) FILTER (WHERE bad_index) AS bad_indexes, min(at) FILTER (WHERE bad_index) AS bad_index_at '
-        '  FROM (SELECT at, (close > 0 AND close < ''Infinity'') IS NOT TRUE AS bad_close, %1$s AS bad_index '
-        '          FROM (SELECT %2$s AS at, close::double precision AS close, rate_index FROM %3$s '
-        '                 WHERE time >= %4$s AND time < %5$s) AS bars) AS judged',
-        CASE WHEN baseline BETWEEN 1e-100 AND 1e100
-             THEN format('close BETWEEN 1e-100 AND 1e100 AND rate_index IS DISTINCT FROM (close / $3 * 100)::%s',
-                         bqx._column_type(m1, 'rate_index'))
-             ELSE '(rate_index::double precision > 0 AND rate_index::double precision < ''Infinity'') IS NOT TRUE' END,
-        bqx._as_instant(m1, 'time'), m1, bqx._as_key(m1, 'time', '$1'), bqx._as_key(m1, 'time', '$2'))
-       INTO seen USING bqx._month_start(month), bqx._month_start(bqx._next_month(month)), baseline;
-    finding.ok := seen.bad_closes = 0 AND seen.bad_indexes = 0;
+    finding.ok := bars.bad_closes = 0 AND bars.bad_indexes = 0;
     finding.detail := concat_ws('; ',
-        CASE WHEN seen.bad_closes > 0 THEN format('close is not a positive finite number (bars: %s, first at %s)',
-                                                  seen.bad_closes, bqx._utc_text(seen.bad_close_at)) END,
-        CASE WHEN seen.bad_indexes > 0 THEN format('rate_index is not %s (bars: %s, first at %s)',
-                  coalesce(format('close / %s * 100', baseline), 'a positive finite number'),
-                  seen.bad_indexes, bqx._utc_text(seen.bad_index_at)) END,
-        CASE WHEN finding.ok THEN format('%s bars', seen.bars) END);
+        CASE WHEN bars.bad_closes > 0 THEN format('close is not a positive finite number (bars: %s, first at %s)',
+                                                  bars.bad_closes, bqx._utc_text(bars.bad_close_at)) END,
+        CASE WHEN bars.bad_indexes > 0 THEN format('rate_index is not %s (bars: %s, first at %s)',
+                  CASE WHEN baseline IS NULL THEN 'a positive finite number'
+                       ELSE format('close / %s * 100', baseline) END,
+                  bars.bad_indexes, bqx._utc_text(bars.bad_index_at)) END,
+        CASE WHEN finding.ok THEN format('%s bars', cardinality(bars.times) - bars.bars_before) END);
     RETURN finding;
 END
 $$;
@@ -233,133 +265,90 @@ BEGIN
 END
 $$;
 
--- SQL that is true for a row (with its time in `at`) whose metrics are NULL elsewhere than where fewer bars
--- precede than their window has; $3 are the series' first bars.
-CREATE FUNCTION bqx._null_fault(family text, derived regclass) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT coalesce(string_agg(format(
-               'num_nulls(%s) <> CASE WHEN at < coalesce($3[%s], ''infinity'') THEN %s ELSE 0 END',
-               columns, lookback + 1, n), ' OR '), 'false')
-      FROM (SELECT c.lookback, count(*) AS n, string_agg(quote_ident(c.name), ', ') AS columns
-              FROM bqx._value_columns(family, derived) AS c
-             WHERE c.lookback > 0 GROUP BY c.lookback) AS by_window
-$$;
-
--- SQL that is true for a row with a NaN or an infinity; NaN sorts above all, and NULLs are no fault here.
-CREATE FUNCTION bqx._finite_fault(family text, derived regclass) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT coalesce(format('(greatest(%1$s) >= ''Infinity'' OR least(%1$s) = ''-Infinity'')',
-                           string_agg(c.as_double, ', ')), 'false')
-      FROM bqx._value_columns(family, derived) AS c
-$$;
-
--- One row's values, in the order of _value_columns: the first row at or after an instant, before another.
-CREATE FUNCTION bqx._stored_row(family text, derived regclass, from_ts timestamp with time zone,
-    to_ts timestamp with time zone, OUT at timestamp with time zone, OUT stored double precision[])
+-- One row's values: the first row at or after an instant, before another.
+CREATE FUNCTION bqx._stored_row(
+    checked bqx._verified_table, from_ts timestamp with time zone, to_ts timestamp with time zone,
+    OUT at timestamp with time zone, OUT stored double precision[])
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('SELECT %s, ARRAY[%s]::double precision[] FROM %s WHERE ts_utc >= %s AND ts_utc < %s '
-                   'ORDER BY ts_utc LIMIT 1',
-                   bqx._as_instant(derived, 'ts_utc'),
-                   (SELECT string_agg(c.as_double, ', ') FROM bqx._value_columns(family, derived) AS c),
-                   derived, bqx._as_key(derived, 'ts_utc', '$1'), bqx._as_key(derived, 'ts_utc', '$2'))
+    EXECUTE format('SELECT %s, ARRAY[%s]::double precision[] %s ORDER BY ts_utc LIMIT 1', checked.at, checked.doubles, checked.stored)
        INTO at, stored USING from_ts, to_ts;
 END
 $$;
 
 -- Names the columns of a row that are wrongly NULL or not (`about` null), or not finite.
-CREATE FUNCTION bqx._faulty_columns(
-    about text, family text, derived regclass, faulty_at timestamp with time zone,
-    first_bars timestamp with time zone[]) RETURNS text
+CREATE FUNCTION bqx._faulty_columns(about text, checked bqx._verified_table, faulty_at timestamp with time zone) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT bqx._listed(array_agg(c.name ORDER BY c.i), 3)
-      FROM bqx._stored_row(family, derived, faulty_at, timestamptz 'infinity') AS r,
-           bqx._value_columns(family, derived) WITH ORDINALITY AS c (name, lookback, as_double, rounding, relative, i)
+      FROM bqx._stored_row(checked, faulty_at, timestamptz 'infinity') AS r,
+           unnest((checked).names, (checked).lookbacks) WITH ORDINALITY AS c (name, lookback, i)
      WHERE CASE about
                WHEN 'null' THEN c.lookback > 0
-                   AND (r.stored[c.i] IS NULL) <> (faulty_at < coalesce(first_bars[c.lookback + 1], 'infinity'))
+                   AND (r.stored[c.i] IS NULL) <> (faulty_at < coalesce((checked).first_bars[c.lookback + 1], 'infinity'))
                ELSE NOT (r.stored[c.i] < 'Infinity' AND r.stored[c.i] > '-Infinity') END
 $$;
 
--- Rows of one month beside its bars: all that one scan of both can tell.
-CREATE FUNCTION bqx._compared_with_bars(
-    family text, m1 regclass, derived regclass, month date, first_bars timestamp with time zone[],
-    OUT n bigint, OUT bars bigint, OUT without_bar bigint, OUT without_row bigint,
-    OUT unlike_at timestamp with time zone, OUT different_times bigint,
-    OUT null_faults bigint, OUT null_fault_at timestamp with time zone,
-    OUT infinite bigint, OUT infinite_at timestamp with time zone,
-    OUT index_faults bigint, OUT index_fault_at timestamp with time zone,
-    OUT first_row timestamp with time zone, OUT last_row timestamp with time zone)
+-- Rows whose rate_index is not that of their bars, compared in the column's own type, whatever that is.
+CREATE FUNCTION bqx._index_faults(
+    checked bqx._verified_table, month date, bars bqx._bars_of_month,
+    OUT faults bigint, OUT first_at timestamp with time zone)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE format('SELECT count(*), min(s.at) FROM (SELECT %s AS at, rate_index %s) AS s '
+                   '  JOIN unnest($3, $4) AS b (at, rate_index) ON b.at = s.at '
+                   ' WHERE s.rate_index IS DISTINCT FROM b.rate_index::%s', checked.at, checked.stored, checked.index_type)
+       INTO faults, first_at
+      USING bqx._month_start(month), bqx._month_start(bqx._next_month(month)), bars.times, bars.rate_index;
+END
+$$;
+
+-- The month's rows beside its bars, as _compared_with_bars says it.
+CREATE FUNCTION bqx._month_seen(checked bqx._verified_table, month date, bars bqx._bars_of_month) RETURNS record
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    index_type text := bqx._column_type(derived, 'rate_index');
-    m1_index text := CASE WHEN bqx._column_type(m1, 'rate_index') IS NULL THEN 'NULL' ELSE 'rate_index' END;
+    seen record;
 BEGIN
-    -- Null faults are those of rows with a bar: a row without one has no place in the series that could say what is to
-    -- be NULL.
-    EXECUTE format(
-        'WITH bars AS MATERIALIZED ('
-        '    SELECT %1$s AS at, %2$s::double precision AS rate_index FROM %3$s WHERE time >= %4$s AND time < %5$s), '
-        'stored AS ('
-        '    SELECT at, %6$s AS rate_index, %7$s AS null_fault, %8$s AS infinite '
-        '      FROM (SELECT *, %9$s AS at FROM %10$s WHERE ts_utc >= %11$s AND ts_utc < %12$s) AS t OFFSET 0), '
-        'compared AS ('
-        '    SELECT coalesce(s.at, b.at) AS at, s.at AS row_at, b.at AS bar_at, null_fault, infinite, '
-        '           s.at IS NOT NULL AND b.at IS NOT NULL AND %13$s AS index_fault '
-        '      FROM stored AS s FULL JOIN bars AS b ON b.at = s.at) '
-        'SELECT count(row_at), (SELECT count(*) FROM bars), '
-        '       count(*) FILTER (WHERE bar_at IS NULL), count(*) FILTER (WHERE row_at IS NULL), '
-        '       min(at) FILTER (WHERE bar_at IS NULL OR row_at IS NULL), '
-        '       count(DISTINCT row_at), '
-        '       count(*) FILTER (WHERE null_fault AND bar_at IS NOT NULL), '
-        '       min(at) FILTER (WHERE null_fault AND bar_at IS NOT NULL), '
-        '       count(*) FILTER (WHERE infinite), min(at) FILTER (WHERE infinite), '
-        '       count(*) FILTER (WHERE index_fault), min(at) FILTER (WHERE index_fault), '
-        '       min(row_at), max(row_at) FROM compared',
-        bqx._as_instant(m1, 'time'), m1_index, m1, bqx._as_key(m1, 'time', '$1'), bqx._as_key(m1, 'time', '$2'),
-        CASE WHEN index_type IS NULL THEN 'NULL' ELSE 'rate_index' END,
-        bqx._null_fault(family, derived), bqx._finite_fault(family, derived),
-        bqx._as_instant(derived, 'ts_utc'), derived,
-        bqx._as_key(derived, 'ts_utc', '$1'), bqx._as_key(derived, 'ts_utc', '$2'),
-        CASE WHEN index_type IS NULL THEN 'false'
-             ELSE format('s.rate_index IS DISTINCT FROM b.rate_index::%s', index_type) END)
-       INTO n, bars, without_bar, without_row, unlike_at, different_times, null_faults, null_fault_at,
-            infinite, infinite_at, index_faults, index_fault_at, first_row, last_row
-      USING bqx._month_start(month), bqx._month_start(bqx._next_month(month)), first_bars;
+    SELECT c.* INTO seen
+      FROM bqx._compared_with_bars(
+               format('SELECT %s %s', concat_ws(', ', checked.at, checked.doubles), checked.stored),
+               bqx._month_start(month), bqx._month_start(bqx._next_month(month)), checked.lookbacks, checked.index_at,
+               checked.first_bars, bars.times, bars.rate_index, bars.bars_before) AS c;
+    IF checked.index_type IS NOT NULL AND checked.index_at IS NULL THEN
+        SELECT f.faults, f.first_at INTO seen.index_faults, seen.index_fault_at
+          FROM bqx._index_faults(checked, month, bars) AS f;
+    END IF;
+    RETURN seen;
 END
 $$;
 
 -- The checks that count rows.
-CREATE FUNCTION bqx._verify_rows(
-    family text, pair text, m1 regclass, derived regclass, month date, first_bars timestamp with time zone[],
-    seen record) RETURNS SETOF bqx._finding
+CREATE FUNCTION bqx._verify_rows(checked bqx._verified_table, month date, seen record) RETURNS SETOF bqx._finding
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN NEXT ROW('row_count', family, pair, month,
+    RETURN NEXT ROW('row_count', checked.family, checked.pair, month,
         seen.n = seen.bars AND seen.without_bar = 0 AND seen.without_row = 0,
         format('%s rows, %s bars', seen.n, seen.bars)
         || CASE WHEN seen.unlike_at IS NULL THEN ''
            ELSE format('; rows without a bar: %s, bars without a row: %s, first at %s',
                        seen.without_bar, seen.without_row, bqx._utc_text(seen.unlike_at)) END)::bqx._finding;
-    RETURN NEXT ROW('unique_timestamps', family, pair, month, seen.n = seen.different_times,
+    RETURN NEXT ROW('unique_timestamps', checked.family, checked.pair, month, seen.n = seen.different_times,
         format('%s rows, %s different ts_utc', seen.n, seen.different_times))::bqx._finding;
-    RETURN NEXT ROW('null_distribution', family, pair, month, seen.null_faults = 0,
+    RETURN NEXT ROW('null_distribution', checked.family, checked.pair, month, seen.null_faults = 0,
         CASE WHEN seen.null_faults = 0 THEN 'NULL exactly where fewer bars precede than the window has'
         ELSE format('wrongly NULL or not NULL (rows: %s, first at %s: %s)', seen.null_faults,
                     bqx._utc_text(seen.null_fault_at),
-                    bqx._faulty_columns('null', family, derived, seen.null_fault_at, first_bars)) END)::bqx._finding;
-    RETURN NEXT ROW('finite', family, pair, month, seen.infinite = 0,
+                    bqx._faulty_columns('null', checked, seen.null_fault_at)) END)::bqx._finding;
+    RETURN NEXT ROW('finite', checked.family, checked.pair, month, seen.infinite = 0,
         CASE WHEN seen.infinite = 0 THEN 'no NaN and no infinity'
         ELSE format('NaN or infinity (rows: %s, first at %s: %s)', seen.infinite, bqx._utc_text(seen.infinite_at),
-                    bqx._faulty_columns('finite', family, derived, seen.infinite_at, first_bars)) END)::bqx._finding;
-    RETURN NEXT ROW('index_range', family, pair, month, seen.index_faults = 0,
-        CASE WHEN bqx._column_type(derived, 'rate_index') IS NULL THEN 'no column rate_index'
+                    bqx._faulty_columns('finite', checked, seen.infinite_at)) END)::bqx._finding;
+    RETURN NEXT ROW('index_range', checked.family, checked.pair, month, seen.index_faults = 0,
+        CASE WHEN checked.index_type IS NULL THEN 'no column rate_index'
              WHEN seen.index_faults = 0 THEN 'rate_index is that of M1'
         ELSE format('rate_index is not that of M1 (rows: %s, first at %s)', seen.index_faults,
                     bqx._utc_text(seen.index_fault_at)) END)::bqx._finding;
@@ -378,24 +367,27 @@ AS $$
 $$;
 
 -- Backward-window metrics of the last bar of `bars` (oldest first), for the windows that fit, by name, each with
--- how far a right value may be from it.
+-- how far a right value may be from it. (PL/pgSQL keeps the plan, which takes longer to make than to run.)
 CREATE FUNCTION bqx._recomputed_bqx(bars double precision[], windows int[])
 RETURNS TABLE (name text, value double precision, tolerance double precision)
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
     WITH frame AS (
         SELECT cardinality(bars) AS n, bqx._units_per_one(bars) AS one
-    ), series AS (
-        SELECT i, p, (p * f.one)::bigint::numeric AS y FROM frame AS f, unnest(bars) WITH ORDINALITY AS b (p, i)
+    ), points AS (
+        SELECT w, i, (p * one)::bigint::numeric AS y, p
+          FROM frame, unnest(windows) AS w, unnest(bars[n - w : n - 1]) WITH ORDINALITY AS b (p, i) WHERE w < n
     ), sums AS (
         SELECT w, sum(y) AS total, sum(y * y) AS squares, max(y) AS y_max, min(y) AS y_min,
-               max(p) AS p_max, min(p) AS p_min, min(y) FILTER (WHERE i = n - w) AS oldest
-          FROM frame, unnest(windows) AS w JOIN series ON i BETWEEN cardinality(bars) - w AND cardinality(bars) - 1
-         WHERE w < n GROUP BY w
+               max(p) AS p_max, min(p) AS p_min, min(y) FILTER (WHERE i = 1) AS oldest
+          FROM points GROUP BY w
     ), metrics AS (
-        SELECT s.*, c.y AS current, one,
+        SELECT s.*, (bars[n] * one)::bigint::numeric AS current, one,
                sqrt(((w * squares - total * total) / (w::numeric * (w - 1)))::double precision) AS stdev_units
-          FROM frame, sums AS s, series AS c WHERE c.i = n
+          FROM frame, sums AS s
     )
     SELECT v.name, v.value, 1e-9 * abs(v.value) + 2.0::double precision ^ -48 * CASE v.ratio
                WHEN 0 THEN p_max ELSE v.ratio * (y_max / current)::double precision END
@@ -414,29 +406,36 @@ AS $$
         (CASE w WHEN 75 THEN 'agg_bqx_range' END, ((y_max - y_min) / current)::double precision, 1),
         (CASE w WHEN 75 THEN 'agg_bqx_volatility' END, stdev_units / current::double precision, 1)
       ) AS v (name, value, ratio)
-     WHERE v.name IS NOT NULL
+     WHERE v.name IS NOT NULL;
+END
 $$;
 
 -- Quadratic fits before the last bar of `bars` (oldest first), likewise: the normal equations of
--- y = a x^2 + b x + c over x = 0 .. W-1, solved by Cramer's rule in integers.
+-- y = a x^2 + b x + c over x = 0 .. W-1, solved by Cramer's rule in integers. The halves of y, 31 bits each, keep the
+-- products within bigint, whose sums are as exact as numeric's, and faster.
 CREATE FUNCTION bqx._recomputed_reg(bars double precision[], windows int[])
 RETURNS TABLE (name text, value double precision, tolerance double precision)
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
     WITH frame AS (
         SELECT cardinality(bars) AS n, bqx._units_per_one(bars) AS one
-    ), series AS (
-        SELECT i, p, (p * f.one)::bigint::numeric AS y FROM frame AS f, unnest(bars) WITH ORDINALITY AS b (p, i)
-    ), points AS (
-        SELECT w, i - (n - w) AS x, y, p
-          FROM frame, unnest(windows) AS w JOIN series ON i BETWEEN cardinality(bars) - w AND cardinality(bars) - 1
-         WHERE w < n
+    ), points AS MATERIALIZED (
+        SELECT w, i - 1 AS x, (p * one)::bigint AS y, p
+          FROM frame, unnest(windows) AS w, unnest(bars[n - w : n - 1]) WITH ORDINALITY AS b (p, i) WHERE w < n
+    ), halves AS (
+        SELECT *, y >> 31 AS high, y & 2147483647 AS low FROM points
     ), sums AS (  -- s0 … s4: sums of powers of x; t0 … t2: sums of y, x y, x^2 y
         SELECT w, count(*)::numeric AS s0, sum(x) AS s1, sum(x * x) AS s2, sum(x * x * x) AS s3,
-               sum(x * x * x * x) AS s4, sum(y) AS t0, sum(x * y) AS t1, sum(x * x * y) AS t2, sum(y * y) AS squares,
-               min(y) FILTER (WHERE x = 0) AS oldest, min(y) FILTER (WHERE x = w - 1) AS newest,
+               sum(x * x * x * x) AS s4, sum(y) AS t0,
+               sum(x * high) * 2147483648 + sum(x * low) AS t1,
+               sum(x * x * high) * 2147483648 + sum(x * x * low) AS t2,
+               (sum(high * high) * 2147483648 + 2 * sum(high * low)) * 2147483648 + sum(low * low) AS squares,
+               (min(y) FILTER (WHERE x = 0))::numeric AS oldest, (min(y) FILTER (WHERE x = w - 1))::numeric AS newest,
                max(p) AS p_max, max(p) - min(p) AS spread
-          FROM points GROUP BY w
+          FROM halves GROUP BY w
     ), determinants AS (
         SELECT s.*, (w - 1)::numeric AS x_end,
                s4 * (s2 * s0 - s1 * s1) - s3 * (s3 * s0 - s1 * s2) + s2 * (s3 * s1 - s2 * s2) AS d,
@@ -447,9 +446,9 @@ AS $$
     ), fits AS (  -- times d, so still integers
         SELECT f.*, da * x_end * x_end + db * x_end + dc AS yhat_d,
                squares * d - (da * t2 + db * t1 + dc * t0) AS residuals_d,
-               w * squares - t0 * t0 AS total_w, c.y AS current, one,
+               w * squares - t0 * t0 AS total_w, (bars[n] * one)::bigint::numeric AS current, one,
                1e-9 * spread + 2.0::double precision ^ -48 * p_max AS allowed
-          FROM frame, determinants AS f, series AS c WHERE c.i = n
+          FROM frame, determinants AS f
     )
     SELECT format('w%s_reg_%s', w, v.metric), v.value, v.tolerance
       FROM fits CROSS JOIN LATERAL (VALUES
@@ -463,79 +462,78 @@ AS $$
         ('slope_end', ((2 * da * x_end + db) / d)::double precision / one, allowed / w),
         ('endpoint', ((current - oldest) / oldest)::double precision,
                      1e-9 * abs((current - oldest) / oldest)::double precision + 2.0::double precision ^ -48)
-      ) AS v (metric, value, tolerance)
+      ) AS v (metric, value, tolerance);
+END
 $$;
 
 -- rate_index of the bar at an instant and of up to `lookback` bars before, oldest first; NULL where there is no such
 -- bar, or where they are not all positive finite numbers that integers of one unit can stand for (_units_per_one).
-CREATE FUNCTION bqx._bars_up_to(m1 regclass, instant timestamp with time zone, lookback int) RETURNS double precision[]
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+CREATE FUNCTION bqx._bars_up_to(bars bqx._bars_of_month, instant timestamp with time zone, lookback int)
+RETURNS double precision[]
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    newest timestamptz;
-    sound boolean;
-    bars double precision[];
-    since timestamptz;
+    newest int := width_bucket(instant, bars.times);  -- the last bar up to the instant: a search in sorted times
+    found_bars double precision[];
 BEGIN
-    -- The last weeks will do, except after long gaps; the bound keeps the query off older partitions.
-    FOREACH since IN ARRAY ARRAY[instant - make_interval(mins => 2 * lookback, hours => 96), '-infinity'] LOOP
-        EXECUTE format(
-            'SELECT max(at), array_agg(p ORDER BY at), count(*) = count(p) '
-            '           AND CASE WHEN min(p) > 1e-280 AND max(p) < 1e280 THEN ln(max(p)) - ln(min(p)) < 40 END '
-            '  FROM (SELECT %1$s AS at, rate_index::double precision AS p FROM %2$s '
-            '         WHERE time >= %3$s AND time <= %4$s ORDER BY time DESC LIMIT $3) AS bars',
-            bqx._as_instant(m1, 'time'), m1, bqx._as_key(m1, 'time', '$1'), bqx._as_key(m1, 'time', '$2'))
-           INTO newest, bars, sound USING since, instant, lookback + 1;
-        EXIT WHEN cardinality(bars) > lookback;
-    END LOOP;
-    RETURN CASE WHEN newest = instant AND sound THEN bars END;
+    IF bars.times[newest] = instant THEN
+        found_bars := bars.rate_index[greatest(newest - lookback, 1) : newest];
+        IF (SELECT count(*) = count(p)
+                   AND CASE WHEN min(p) > 1e-280 AND max(p) < 1e280 THEN ln(max(p)) - ln(min(p)) < 40 END
+              FROM unnest(found_bars) AS p) THEN
+            RETURN found_bars;
+        END IF;
+    END IF;
+    RETURN NULL;
 END
 $$;
 
 -- How one stored row differs from its recomputation; NULL where it doesn't. What is wrongly NULL or not finite is
 -- other checks' business.
 CREATE FUNCTION bqx._recomputed_difference(
-    family text, derived regclass, at timestamp with time zone, stored double precision[], bars double precision[])
+    checked bqx._verified_table, at timestamp with time zone, stored double precision[], bars double precision[])
 RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET extra_float_digits = 1
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET extra_float_digits = 1
 AS $$
-    WITH columns AS MATERIALIZED (
-        SELECT c.* FROM bqx._value_columns(family, derived) WITH ORDINALITY
-            AS c (name, lookback, as_double, rounding, relative_rounding, i)
-    ), windows AS (
-        SELECT array_agg(DISTINCT c.lookback) AS lengths FROM columns AS c WHERE c.lookback > 0
-    ), recomputed AS (
-        SELECT r.* FROM windows AS w, bqx._recomputed_bqx(bars, w.lengths) AS r WHERE family = 'bqx'
-        UNION ALL
-        SELECT r.* FROM windows AS w, bqx._recomputed_reg(bars, w.lengths) AS r WHERE family = 'reg'
-    )
-    SELECT format('row %s: %s', bqx._utc_text(at), bqx._listed(array_agg(
-               format('%s is %s, recomputed %s', c.name, stored[c.i], r.value) ORDER BY c.i), 2))
-      FROM columns AS c JOIN recomputed AS r USING (name)
-     WHERE stored[c.i] < 'Infinity' AND stored[c.i] > '-Infinity'
-       AND NOT abs(stored[c.i] - r.value) <= r.tolerance + c.rounding + c.relative_rounding * abs(r.value)
-    HAVING count(*) > 0
+DECLARE
+    windows int[] := ARRAY(SELECT DISTINCT w FROM unnest(checked.lookbacks) AS w WHERE w > 0);
+BEGIN
+    RETURN (
+        WITH recomputed AS (
+            SELECT r.* FROM bqx._recomputed_bqx(bars, windows) AS r WHERE checked.family = 'bqx'
+            UNION ALL
+            SELECT r.* FROM bqx._recomputed_reg(bars, windows) AS r WHERE checked.family = 'reg'
+        )
+        SELECT format('row %s: %s', bqx._utc_text(at), bqx._listed(array_agg(
+                   format('%s is %s, recomputed %s', c.name, c.stored, r.value) ORDER BY c.i), 2))
+          FROM unnest(checked.names, checked.roundings, checked.relative_roundings, stored) WITH ORDINALITY
+               AS c (name, rounding, relative_rounding, stored, i)
+          JOIN recomputed AS r USING (name)
+         WHERE c.stored < 'Infinity' AND c.stored > '-Infinity'
+           AND NOT abs(c.stored - r.value) <= r.tolerance + c.rounding + c.relative_rounding * abs(r.value)
+        HAVING count(*) > 0);
+END
 $$;
 
 -- Recomputes random rows of a month from the formulas, and the first row of the series that has all metrics.
 -- SELECT setseed(0.5) before makes the choice repeatable.
 CREATE FUNCTION bqx._verify_sample(
-    family text, pair text, m1 regclass, derived regclass, month date, first_bars timestamp with time zone[],
-    lookback int, first_row timestamp with time zone, last_row timestamp with time zone) RETURNS bqx._finding
+    checked bqx._verified_table, month date, bars bqx._bars_of_month,
+    first_row timestamp with time zone, last_row timestamp with time zone) RETURNS bqx._finding
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     sample_size CONSTANT int := 3;
     month_end timestamptz := bqx._month_start(bqx._next_month(month));
-    first_complete timestamptz := first_bars[lookback + 1];
+    first_complete timestamptz := checked.first_bars[checked.lookback + 1];
     instants timestamptz[];
     instant timestamptz;
     sampled record;
-    bars double precision[];
+    window_bars double precision[];
     recomputed int := 0;
     differences text[] := '{}';
 BEGIN
-    IF first_row IS NOT NULL AND lookback > 0 AND bqx._column_type(m1, 'rate_index') IS NOT NULL THEN
+    IF first_row IS NOT NULL AND checked.lookback > 0 THEN
         instants := ARRAY(
             SELECT first_row + make_interval(
                        secs => random() * extract(epoch FROM last_row - first_row)::double precision)
@@ -544,42 +542,46 @@ BEGIN
             instants := instants || first_complete;
         END IF;
         FOREACH instant IN ARRAY instants LOOP
-            sampled := bqx._stored_row(family, derived, instant, month_end);
-            bars := bqx._bars_up_to(m1, sampled.at, lookback);
-            CONTINUE WHEN bars IS NULL;
+            sampled := bqx._stored_row(checked, instant, month_end);
+            window_bars := bqx._bars_up_to(bars, sampled.at, checked.lookback);
+            CONTINUE WHEN window_bars IS NULL;
             recomputed := recomputed + 1;
             differences := array_remove(
-                differences || bqx._recomputed_difference(family, derived, sampled.at, sampled.stored, bars), NULL);
+                differences || bqx._recomputed_difference(checked, sampled.at, sampled.stored, window_bars), NULL);
         END LOOP;
     END IF;
-    RETURN ROW('recomputed_sample', family, pair, month, differences = '{}',
+    RETURN ROW('recomputed_sample', checked.family, checked.pair, month, differences = '{}',
                CASE WHEN differences = '{}' THEN format('%s rows recomputed', recomputed)
                     ELSE array_to_string(differences, '; ') END)::bqx._finding;
 END
 $$;
 
 -- Is the month computed from the bars that are there now?
-CREATE FUNCTION bqx._verify_fresh(family text, pair text, m1 regclass, derived regclass, month date)
-RETURNS bqx._finding
+CREATE FUNCTION bqx._verify_fresh(checked bqx._verified_table, month date, bars bqx._bars_of_month) RETURNS bqx._finding
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    finding bqx._finding := ROW('stale', family, pair, month, false, NULL);
+    finding bqx._finding := ROW('stale', checked.family, checked.pair, month, false, NULL);
     recorded record;
     present record;
 BEGIN
-    SELECT r.* INTO recorded FROM bqx._recorded_month(family, pair, month) AS r;
-    BEGIN
-        SELECT f.input_fingerprint, f.bars INTO present
-          FROM bqx._own_columns(family, derived) AS own,
-               bqx._input_fingerprint(m1, bqx._month_start(month), bqx._month_start(bqx._next_month(month)),
-                                      own.lookback, own.shape) AS f;
-    EXCEPTION
-        -- bars that no month could be computed from
-        WHEN numeric_value_out_of_range OR unique_violation OR null_value_not_allowed OR undefined_column THEN
-            finding.detail := 'M1 cannot be computed from: ' || SQLERRM;
-            RETURN finding;
-    END;
+    SELECT r.* INTO recorded FROM bqx._recorded_month(checked.family, checked.pair, month) AS r;
+    IF bars.sound THEN
+        SELECT cardinality(bars.times) - bars.bars_before AS bars, bqx._fingerprint_of_bars(
+                   bars.times, bars.rate_index, bars.bars_before, checked.lookback, checked.shape) AS input_fingerprint
+          INTO present;
+    ELSE
+        BEGIN
+            SELECT f.input_fingerprint, f.bars INTO present
+              FROM bqx._input_fingerprint(checked.m1, bqx._month_start(month), bqx._month_start(bqx._next_month(month)),
+                                          checked.lookback, checked.shape) AS f;
+        EXCEPTION
+            -- bars that no month could be computed from
+            WHEN numeric_value_out_of_range OR unique_violation OR null_value_not_allowed OR undefined_column THEN
+                finding.detail := 'M1 cannot be computed from: ' || SQLERRM;
+                RETURN finding;
+        END;
+    END IF;
     finding.ok := coalesce(recorded.input_fingerprint = present.input_fingerprint,
                            recorded.input_fingerprint IS NULL AND present.bars = 0);
     finding.detail := CASE
@@ -590,7 +592,21 @@ BEGIN
 END
 $$;
 
--- All checks of one pair.
+-- All checks of one month of one table.
+CREATE FUNCTION bqx._verify_month(checked bqx._verified_table, month date, bars bqx._bars_of_month)
+RETURNS SETOF bqx._finding
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    seen record := bqx._month_seen(checked, month, bars);
+BEGIN
+    RETURN QUERY SELECT * FROM bqx._verify_rows(checked, month, seen);
+    RETURN NEXT bqx._verify_sample(checked, month, bars, seen.first_row, seen.last_row);
+    RETURN NEXT bqx._verify_fresh(checked, month, bars);
+END
+$$;
+
+-- All checks of one pair, of each family in order of the months. The bars of a month are read once for both.
 CREATE FUNCTION bqx._verify_pair(families text[], pair text, from_month date, to_month date)
 RETURNS SETOF bqx._finding
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -600,17 +616,19 @@ DECLARE
     data_months date[] := bqx._months_to_fill(ARRAY['bqx', 'reg'], pair, from_month, to_month);
     months date[] := bqx._months_to_verify(
         data_months, ARRAY(SELECT bqx._derived_table(f, pair) FROM unnest(families) AS f), from_month, to_month);
+    baseline double precision := (SELECT b.baseline_rate FROM bqx.baseline_rates AS b WHERE b.pair = $2);
+    index_fault text := bqx._index_fault(m1, baseline);
     family text;
     derived regclass;
+    tables bqx._verified_table[] := '{}';
+    one_table bqx._verified_table;
     lookback int;
-    first_bars timestamptz[];
     month date;
+    bars bqx._bars_of_month;
     finding bqx._finding;
-    seen record;
 BEGIN
     PERFORM bqx._check_sees_all_rows(m1);
     RETURN NEXT bqx._verify_baseline(pair, m1);
-    RETURN QUERY SELECT f.* FROM unnest(data_months) AS m, bqx._verify_m1_index(pair, m1, m) AS f;
     FOREACH family IN ARRAY families LOOP
         derived := bqx._derived_table(family, pair);
         PERFORM bqx._check_sees_all_rows(derived);
@@ -621,14 +639,18 @@ BEGIN
         IF finding.check_name IS NOT NULL THEN
             RETURN NEXT finding;
         END IF;
-        lookback := (bqx._own_columns(family, derived)).lookback;
-        first_bars := bqx._first_bars(m1, lookback + 1);
-        FOREACH month IN ARRAY months LOOP
-            seen := bqx._compared_with_bars(family, m1, derived, month, first_bars);
-            RETURN QUERY SELECT * FROM bqx._verify_rows(family, pair, m1, derived, month, first_bars, seen);
-            RETURN NEXT bqx._verify_sample(family, pair, m1, derived, month, first_bars, lookback,
-                                           seen.first_row, seen.last_row);
-            RETURN NEXT bqx._verify_fresh(family, pair, m1, derived, month);
+        tables := tables || bqx._verified_table(family, pair, m1, derived);
+    END LOOP;
+    lookback := coalesce((SELECT max(t.lookback) FROM unnest(tables) AS t), 0);
+    FOREACH month IN ARRAY months LOOP
+        SELECT b.* INTO bars
+          FROM bqx._month_bars(m1, bqx._month_start(month), bqx._month_start(bqx._next_month(month)), lookback,
+                               index_fault, baseline) AS b;
+        IF month = ANY (data_months) THEN
+            RETURN NEXT bqx._verify_m1_index(pair, m1, month, bars, baseline);
+        END IF;
+        FOREACH one_table IN ARRAY tables LOOP
+            RETURN QUERY SELECT f.* FROM bqx._verify_month(one_table, month, bars) AS f;
         END LOOP;
     END LOOP;
 END
@@ -664,7 +686,9 @@ BEGIN
         EXCEPTION
             WHEN SQLSTATE 'BQX00' THEN NULL;
         END;
-        RETURN QUERY SELECT f.* FROM unnest(findings) AS f;
+        RETURN QUERY
+            SELECT f.c, f.f, f.p, f.m, f.o, f.d FROM unnest(findings) WITH ORDINALITY AS f (c, f, p, m, o, d, i)
+             ORDER BY array_position(chosen_families, f.f) NULLS FIRST, f.i;
     END LOOP;
 END
 $$;

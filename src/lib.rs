@@ -15,6 +15,7 @@
 //! | `month_writer` | derived rows straight into a partition |
 //! | `heap_pages` | rows as finished pages of a table: with `month_writer` and `index_build` the only place that touches a table's internals |
 //! | `index_build` | the indexes of such a table |
+//! | `verification` | a month's bars as they are, and its stored rows beside them |
 //! | `session` | what a session may do and how it is told from others |
 //! | `workers` | background workers of a backfill |
 //! | `live_progress` | how far a session's jobs are, for others to see |
@@ -40,6 +41,7 @@ mod rows;
 mod series;
 mod session;
 mod simulated_bars;
+mod verification;
 mod workers;
 
 ::pgrx::pg_module_magic!(name, version);
@@ -113,7 +115,16 @@ extension_sql_file!(
 extension_sql_file!("../sql/backfill.sql", name = "backfill", requires = ["metric_functions"]);
 extension_sql_file!("../sql/cancel.sql", name = "cancel", requires = ["backfill"]);
 extension_sql_file!("../sql/monitoring.sql", name = "monitoring", requires = ["cancel"]);
-extension_sql_file!("../sql/verify.sql", name = "verify", requires = ["monitoring"]);
+extension_sql_file!(
+    "../sql/verify.sql",
+    name = "verify",
+    requires = [
+        "monitoring",
+        verification::_month_bars,
+        verification::_fingerprint_of_bars,
+        verification::_compared_with_bars
+    ]
+);
 extension_sql_file!("../sql/completion_report.sql", name = "completion_report", requires = ["verify"]);
 extension_sql_file!(
     "../sql/run_pipeline.sql",

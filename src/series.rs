@@ -11,7 +11,7 @@ use twox_hash::xxhash3_128::{DEFAULT_SECRET_LENGTH, RawHasher, SecretBuffer};
 
 use crate::errors::Failure;
 use crate::memory;
-use crate::rows::{QueryRow, for_each_row, try_for_each_row};
+use crate::rows::{Cursor, QueryRow, for_each_row};
 
 /// Changes when the same bars would give other rows, so that every month is recomputed.
 const FINGERPRINT_VERSION: &[u8] = b"bqx 1 ";
@@ -24,8 +24,11 @@ const MICROS_PER_DAY: i64 = 86_400_000_000;
 
 /// `MIN_TIMESTAMP`, `DT_NOBEGIN` (-infinity) and `DT_NOEND` (infinity), macros that the bindings leave out.
 const FIRST_INSTANT: i64 = -211_813_488_000_000_000;
-const MINUS_INFINITY: i64 = i64::MIN;
-const INFINITY: i64 = i64::MAX;
+pub const MINUS_INFINITY: i64 = i64::MIN;
+pub const INFINITY: i64 = i64::MAX;
+
+/// The columns of a bar after its time, for [`Bar::from_row`].
+pub const BAR_VALUES: &str = "rate_index::double precision, close::double precision";
 
 /// Bars shown at a time, beside their lookback: bounds the memory of a range of any length.
 const PIECE: usize = 16_384;
@@ -43,7 +46,7 @@ pub struct Series {
 
 /// Shows the bars of `[from, to)`, in microseconds since 2000-01-01 UTC, of an M1 table in consecutive pieces, each with
 /// up to `lookback` of the bars before it: memory does not grow with the range. The last piece may have no bars of
-/// the range, if there are none.
+/// the range.
 ///
 /// 22003 for a bar whose close or rate_index is NULL, not finite or not positive, or whose time is infinite;
 /// 23505 for two bars of one minute (a table without a key may hold them); 53200 where there is no memory for a
@@ -136,14 +139,20 @@ impl fmt::Display for Fingerprint {
     }
 }
 
-struct Bar {
-    time: i64,
-    rate_index: Option<f64>,
-    close: Option<f64>,
+/// A bar as it is stored, NULLs and all.
+pub struct Bar {
+    pub time: i64,
+    pub rate_index: Option<f64>,
+    pub close: Option<f64>,
+}
+
+/// What every close and rate_index must be: positive and finite.
+pub fn is_price(value: Option<f64>) -> bool {
+    value.is_some_and(|v| v.is_finite() && v > 0.0)
 }
 
 impl Bar {
-    fn from_row(row: &QueryRow) -> Bar {
+    pub fn from_row(row: &QueryRow) -> Bar {
         let Some(time) = row.get::<TimestampWithTimeZone>(1) else {
             Failure::new(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "a bar has no time").raise()
         };
@@ -152,15 +161,16 @@ impl Bar {
 }
 
 /// An M1 table and the SQL that reads it, whatever the types of its columns.
-struct Source {
+pub struct Source {
     name: String,
-    select: String,
-    at_or_after: String,
-    before: String,
+    /// A bar's time as an instant.
+    time: String,
+    /// True for bars of `[$1, $2)`.
+    of_range: String,
 }
 
 impl Source {
-    fn of(client: &SpiClient<'_>, m1: pg_sys::Oid) -> Source {
+    pub fn of(client: &SpiClient<'_>, m1: pg_sys::Oid) -> Source {
         let query = "SELECT $1::oid::regclass::text, bqx._as_instant($1::oid::regclass, 'time'::text), \
                      bqx._as_key($1::oid::regclass, 'time'::text, '$1'::text), \
                      bqx._as_key($1::oid::regclass, 'time'::text, '$2'::text)";
@@ -169,16 +179,21 @@ impl Source {
             let text = |i| row.get::<String>(i).unwrap_or_default();
             source = Some(Source {
                 name: text(1),
-                select: format!(
-                    "SELECT ({})::timestamptz, rate_index::double precision, close::double precision FROM {} AS t",
-                    text(2),
-                    text(1)
-                ),
-                at_or_after: format!("t.time >= {}", text(3)),
-                before: format!("t.time < {}", text(4)),
+                time: format!("({})::timestamptz", text(2)),
+                of_range: format!("t.time >= {} AND t.time < {}", text(3), text(4)),
             });
         });
         source.expect("a query without FROM has one row")
+    }
+
+    /// A query for the bars of `[$1, $2)`: their times and these values of each.
+    fn select(&self, values: &str) -> String {
+        format!("SELECT {}, {values} FROM {} AS t WHERE {}", self.time, self.name, self.of_range)
+    }
+
+    /// The same, in order of time.
+    pub fn in_order(&self, values: &str) -> String {
+        format!("{} ORDER BY t.time", self.select(values))
     }
 
     /// Does what [`for_each_piece`] says, with a piece that is empty at first.
@@ -192,38 +207,45 @@ impl Source {
         show: &mut impl FnMut(&Series) -> Result<(), TryReserveError>,
     ) -> Result<(), TryReserveError> {
         memory::secure()?;
-        for bar in self.newest_first(client, from, lookback)?.iter().rev() {
+        for bar in self.newest_first(client, from, lookback, BAR_VALUES)?.iter().rev() {
             self.append(piece, bar)?;
         }
         piece.first = piece.times.len();
-        let query = format!("{} WHERE {} AND {} ORDER BY t.time", self.select, self.at_or_after, self.before);
-        try_for_each_row(client, &query, &[instant(from), instant(to)], |row| {
-            if piece.rows().len() == PIECE {
-                show(piece)?;
-                piece.pass_on(lookback);
-                memory::secure()?;
+        let query = self.in_order(BAR_VALUES);
+        let mut bars = Vec::new();
+        bars.try_reserve_exact(PIECE)?;
+        let mut cursor = Cursor::open(client, &query, &[instant(from), instant(to)]);
+        loop {
+            bars.clear();
+            let more = cursor.fetch(PIECE, |row| bars.push(Bar::from_row(row)));
+            for bar in &bars {
+                self.append(piece, bar)?;
             }
-            self.append(piece, &Bar::from_row(row))
-        })?;
-        show(piece)
+            show(piece)?;
+            if !more {
+                break;
+            }
+            piece.pass_on(lookback);
+            memory::secure()?;
+        }
+        cursor.close();
+        Ok(())
     }
 
-    /// Up to `bars` bars before an instant, newest first.
-    fn newest_first(
+    /// Up to `bars` bars before an instant, newest first, with these values ([`BAR_VALUES`], or others in their place).
+    pub fn newest_first(
         &self,
         client: &SpiClient<'_>,
         before: i64,
         bars: usize,
+        values: &str,
     ) -> Result<Vec<Bar>, TryReserveError> {
         let mut found = Vec::new();
         if bars == 0 {
             return Ok(found);
         }
         found.try_reserve_exact(bars)?;
-        let query = format!(
-            "{} WHERE {} AND {} ORDER BY t.time DESC LIMIT {bars}",
-            self.select, self.at_or_after, self.before
-        );
+        let query = format!("{} ORDER BY t.time DESC LIMIT {bars}", self.select(values));
         for since in LOOKBACK_SPANS.map(|days| days_before(before, days)).into_iter().chain([MINUS_INFINITY])
         {
             found.clear();
@@ -243,7 +265,7 @@ impl Source {
             self.refuse_infinite_time();
         }
         for (name, value) in [("close", bar.close), ("rate_index", bar.rate_index)] {
-            if !value.is_some_and(|v| v.is_finite() && v > 0.0) {
+            if !is_price(value) {
                 self.refuse(bar, name, value);
             }
         }
@@ -298,7 +320,8 @@ impl Source {
     }
 }
 
-fn instant(pg_micros: i64) -> DatumWithOid<'static> {
+/// An argument of a query.
+pub fn instant(pg_micros: i64) -> DatumWithOid<'static> {
     // Safety: a timestamptz datum is this integer.
     unsafe { DatumWithOid::new(pg_sys::Datum::from(pg_micros), pg_sys::TIMESTAMPTZOID) }
 }
