@@ -5,6 +5,7 @@ mod aggregates;
 mod cpu;
 mod market;
 mod report;
+mod rounds;
 mod server;
 mod spread;
 mod workers;
