@@ -209,10 +209,15 @@ impl Cluster {
     /// A `psql` that will connect to a database as superuser and that ignores the user's psqlrc and `PG…` variables.
     pub fn psql(&self, database: &str) -> Command {
         let mut psql = Command::new(self.pg_config.bindir.join("psql"));
-        forget_pg_variables(&mut psql);
-        psql.arg("--no-psqlrc").arg("--host").arg(&self.socket_dir);
-        psql.args(["--username", SUPERUSER, "--dbname", database]);
+        self.lead_to(database, &mut psql);
+        psql.arg("--no-psqlrc");
         psql
+    }
+
+    /// Has a program that uses libpq connect to a database as superuser, whatever the user's `PG…` variables say.
+    pub fn lead_to(&self, database: &str, command: &mut Command) {
+        forget_pg_variables(command);
+        command.env("PGHOST", &self.socket_dir).env("PGUSER", SUPERUSER).env("PGDATABASE", database);
     }
 
     /// Creates an empty database.

@@ -1,9 +1,10 @@
-//! Python, for tests that need software written in it. A test that finds none is skipped.
+//! Python, for tests and benchmarks that need software written in it. A test that finds none is skipped.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use anyhow::{Context, Result, bail};
 use pgcluster::target_dir;
 
 use crate::skipped;
@@ -19,9 +20,9 @@ pub fn has_module(python: &Path, module: &str) -> bool {
     runs(python, &["-c", &format!("import {module}")])
 }
 
-/// The Python of an environment of its own under `target`, with these packages of PyPI. None where it can't be had:
+/// The Python of an environment of its own under `target`, with these packages of PyPI. An error where it can't be had:
 /// there is no Python, it lacks `venv` (python3-venv on Debian), or PyPI is out of reach.
-pub fn environment(name: &str, packages: &[&str]) -> Option<PathBuf> {
+pub fn environment(name: &str, packages: &[&str]) -> Result<PathBuf> {
     let environment = target_dir().join(format!("{name}-environment"));
     let python = environment.join("bin/python3");
     let installed = environment.join("installed");
@@ -29,13 +30,13 @@ pub fn environment(name: &str, packages: &[&str]) -> Option<PathBuf> {
     if fs::read_to_string(&installed).is_ok_and(|packages| packages == wanted)
         && runs(&python, &["--version"])
     {
-        return Some(python);
+        return Ok(python);
     }
     let _ = fs::remove_dir_all(&environment);
-    let is_made = runs(Path::new("python3"), &["-m", "venv", &environment.to_string_lossy()])
-        && runs(&python, &[&["-m", "pip", "install", "--quiet"], packages].concat())
-        && fs::write(&installed, wanted).is_ok();
-    is_made.then_some(python)
+    run(Path::new("python3"), &["-m", "venv", &environment.to_string_lossy()])?;
+    run(&python, &[&["-m", "pip", "install", "--quiet"], packages].concat())?;
+    fs::write(&installed, wanted).with_context(|| format!("cannot write {}", installed.display()))?;
+    Ok(python)
 }
 
 /// Says that the calling test is skipped for want of something in Python.
@@ -45,5 +46,17 @@ pub fn no_python(what: &str) {
 }
 
 fn runs(python: &Path, arguments: &[&str]) -> bool {
-    Command::new(python).args(arguments).output().is_ok_and(|output| output.status.success())
+    run(python, arguments).is_ok()
+}
+
+/// Runs Python; what it said last is part of the error if it fails.
+fn run(python: &Path, arguments: &[&str]) -> Result<()> {
+    let command = || format!("{} {}", python.display(), arguments.join(" "));
+    let output =
+        Command::new(python).args(arguments).output().with_context(|| format!("cannot run {}", command()))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).trim().to_owned();
+        bail!("{} failed: {}", command(), said.lines().last().unwrap_or_default());
+    }
+    Ok(())
 }

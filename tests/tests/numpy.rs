@@ -21,7 +21,7 @@ fn python_with_numpy() -> Option<&'static Path> {
     PYTHON
         .get_or_init(|| {
             let usual = python().filter(|python| has_module(python, "numpy"));
-            usual.or_else(|| environment("numpy", &["numpy"]))
+            usual.or_else(|| environment("numpy", &["numpy"]).ok())
         })
         .as_deref()
 }

@@ -17,7 +17,7 @@ const CLEAN: &str = "Errors: 0 Warnings: 0 Unknown: 0";
 /// A Python with pgspot.
 fn python() -> Option<&'static Path> {
     static PYTHON: OnceLock<Option<PathBuf>> = OnceLock::new();
-    PYTHON.get_or_init(|| environment("pgspot", &PGSPOT)).as_deref()
+    PYTHON.get_or_init(|| environment("pgspot", &PGSPOT).ok()).as_deref()
 }
 
 fn install_script() -> String {

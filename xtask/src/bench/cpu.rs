@@ -20,8 +20,7 @@ impl CpuTime {
         let postmaster = cluster.postmaster_pid()?.as_raw_nonzero().get();
         let processes = fs::read_dir("/proc")?.filter_map(|entry| {
             let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?; // it may be gone by now
-            Some((pid, ProcessTicks::parse(&stat)?))
+            Some((pid, ProcessTicks::of(pid)?))
         });
         let server: u64 = processes
             .map(|(pid, ticks)| match (pid, ticks.parent) {
@@ -31,9 +30,17 @@ impl CpuTime {
             })
             .sum();
         let machine = machine_ticks(&fs::read_to_string("/proc/stat")?).context("/proc/stat is odd")?;
-        let seconds = |ticks: u64| ticks as f64 / clock_ticks_per_second() as f64;
         Ok(CpuTime { server: seconds(server), machine: seconds(machine) })
     }
+}
+
+/// Seconds of processor time that a process has used in all its threads; 0 where there is none.
+pub fn used_by(pid: i32) -> f64 {
+    ProcessTicks::of(pid).map_or(0.0, |ticks| seconds(ticks.own))
+}
+
+fn seconds(ticks: u64) -> f64 {
+    ticks as f64 / clock_ticks_per_second() as f64
 }
 
 /// What `/proc/<pid>/stat` tells of a process.
@@ -45,6 +52,11 @@ struct ProcessTicks {
 }
 
 impl ProcessTicks {
+    /// None if the process is gone.
+    fn of(pid: i32) -> Option<Self> {
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
     fn parse(stat: &str) -> Option<Self> {
         let (_, after_name) = stat.rsplit_once(')')?; // a name may hold spaces, and parentheses
         let fields: Vec<&str> = after_name.split_whitespace().collect();

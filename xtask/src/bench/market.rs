@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::server::observer;
 
 /// The first month; the baseline is its first bar.
-const FIRST_MONTH: &str = "2024-07-01";
+pub const FIRST_MONTH: &str = "2024-07-01";
 
 /// What a backfill finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -2,9 +2,11 @@
 
 mod aggregate_cases;
 mod aggregates;
+mod backfill;
 mod cpu;
 mod market;
 mod report;
+mod rounds;
 mod server;
 mod spread;
 mod workers;
@@ -16,9 +18,12 @@ use anyhow::Result;
 use xshell::Shell;
 
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
     #[command(subcommand)]
-    benchmark: Benchmark,
+    benchmark: Option<Benchmark>,
+    #[command(flatten)]
+    backfill: backfill::BackfillArgs,
 }
 
 #[derive(clap::Subcommand)]
@@ -42,7 +47,8 @@ enum Benchmark {
 
 pub fn command(shell: &Shell, pg_config: Option<&Path>, args: &BenchArgs) -> Result<ExitCode> {
     match &args.benchmark {
-        Benchmark::Aggregates(args) => aggregates::command(shell, pg_config, args),
-        Benchmark::Workers(args) => workers::command(shell, pg_config, args),
+        None => backfill::command(shell, pg_config, &args.backfill),
+        Some(Benchmark::Aggregates(args)) => aggregates::command(shell, pg_config, args),
+        Some(Benchmark::Workers(args)) => workers::command(shell, pg_config, args),
     }
 }

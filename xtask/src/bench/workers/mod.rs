@@ -13,9 +13,9 @@ use anyhow::Result;
 use serde::Serialize;
 use xshell::Shell;
 
-use self::speed::Effort;
 use super::market::Market;
 use super::report::{self, Circumstances};
+use super::rounds::Effort;
 use super::server;
 use crate::console;
 

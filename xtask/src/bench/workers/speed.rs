@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::bench::cpu::CpuTime;
 use crate::bench::market::{Market, Months};
 use crate::bench::report::{self, Table};
+use crate::bench::rounds::{self, Effort};
 use crate::bench::spread::Spread;
 use crate::console;
 
@@ -72,16 +73,7 @@ pub struct Figure {
     pub speedup: Spread,
 }
 
-/// How often to measure each number of workers, and how long to wait for a quiet machine.
-#[derive(Clone, Copy)]
-pub struct Effort {
-    pub rounds: usize,
-    /// For each kind; afterwards disturbed rounds have to do.
-    pub patience: Duration,
-}
-
-/// Backfills with each number of workers in turn, round after round, until enough rounds were quiet or patience ends.
-/// Those count in which others did least.
+/// Backfills with each number of workers in turn, round after round; patience is that for each kind.
 pub fn measure(market: &mut Market, worker_counts: &[usize], effort: Effort) -> Result<Vec<Figure>> {
     let progress = console::BARS.add(ProgressBar::new_spinner());
     progress.enable_steady_tick(Duration::from_millis(100));
@@ -97,53 +89,24 @@ pub fn measure(market: &mut Market, worker_counts: &[usize], effort: Effort) -> 
         if kind.months() == Months::Rewritten {
             market.backfill(&pairs, 0, Months::New, bars)?;
         }
-        let mut rounds: Vec<Vec<Run>> = Vec::new();
-        let start = Instant::now();
-        while rounds.iter().filter(|round| disturbance(round) <= QUIET).count() < effort.rounds
-            && (rounds.len() < effort.rounds || start.elapsed() < effort.patience)
-        {
-            let number = rounds.len();
-            progress.set_message(format!("{}, round {}", kind.title(), number + 1));
-            let round = run_round(market, kind, &pairs, worker_counts, bars, number % 2 == 1);
-            rounds.push(round.with_context(|| kind.title())?);
-        }
-        rounds.sort_by(|one, other| disturbance(one).total_cmp(&disturbance(other)));
-        rounds.truncate(effort.rounds);
+        let rounds = rounds::quietest(
+            effort,
+            |round: &Vec<Run>| disturbance(round),
+            |number| {
+                progress.set_message(format!("{}, round {}", kind.title(), number + 1));
+                rounds::to_and_fro(number, worker_counts, |&workers| run(market, kind, &pairs, workers, bars))
+                    .with_context(|| kind.title())
+            },
+        )?;
         figures.extend(summarise(kind, pairs.len(), 2 * bars, worker_counts, &rounds));
     }
     progress.finish_and_clear();
     Ok(figures)
 }
 
-/// Processors that others may use in a quiet round.
-const QUIET: f64 = 0.15;
-
 /// How much others did in a round, at its worst.
 fn disturbance(round: &[Run]) -> f64 {
     round.iter().map(|run| run.busy_with_others).fold(0.0, f64::max)
-}
-
-/// One backfill with each number of workers; returned in their order, whichever came first. To and fro: what
-/// changes with time, such as the machine's load, changes for all alike.
-fn run_round(
-    market: &mut Market,
-    kind: Kind,
-    pairs: &[String],
-    worker_counts: &[usize],
-    bars: u64,
-    backwards: bool,
-) -> Result<Vec<Run>> {
-    let mut order = worker_counts.to_vec();
-    if backwards {
-        order.reverse();
-    }
-    let runs: Result<Vec<Run>> =
-        order.into_iter().map(|workers| run(market, kind, pairs, workers, bars)).collect();
-    let mut runs = runs?;
-    if backwards {
-        runs.reverse();
-    }
-    Ok(runs)
 }
 
 fn run(market: &mut Market, kind: Kind, pairs: &[String], workers: usize, bars: u64) -> Result<Run> {
