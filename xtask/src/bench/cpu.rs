@@ -1,6 +1,7 @@
 //! Who uses the processors: the server that is measured, or others, whose share spoils what is measured.
 
 use std::fs;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use pgcluster::Cluster;
@@ -33,6 +34,27 @@ impl CpuTime {
         let machine = machine_ticks(&fs::read_to_string("/proc/stat")?).context("/proc/stat is odd")?;
         let seconds = |ticks: u64| ticks as f64 / clock_ticks_per_second() as f64;
         Ok(CpuTime { server: seconds(server), machine: seconds(machine) })
+    }
+}
+
+/// A piece of work that was measured.
+pub struct Run {
+    pub seconds: f64,
+    /// Of the server.
+    pub cpu_seconds: f64,
+    /// Processors that were busy with something else, on average.
+    pub busy_with_others: f64,
+}
+
+impl Run {
+    /// Measures work that the server does.
+    pub fn of(cluster: &Cluster, work: impl FnOnce() -> Result<()>) -> Result<Run> {
+        let (cpu_before, start) = (CpuTime::now(cluster)?, Instant::now());
+        work()?;
+        let (seconds, cpu_after) = (start.elapsed().as_secs_f64(), CpuTime::now(cluster)?);
+        let cpu_seconds = cpu_after.server - cpu_before.server;
+        let others = cpu_after.machine - cpu_before.machine - cpu_seconds;
+        Ok(Run { seconds, cpu_seconds, busy_with_others: (others / seconds).max(0.0) })
     }
 }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::server::observer;
 
 /// The first month; the baseline is its first bar.
-const FIRST_MONTH: &str = "2024-07-01";
+pub const FIRST_MONTH: &str = "2024-07-01";
 
 /// What a backfill finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -126,7 +126,7 @@ impl<'a> Market<'a> {
 }
 
 /// Simulates months, counted from [`FIRST_MONTH`].
-fn simulate_months(client: &mut Client, pairs: &[String], months: Range<u32>) -> Result<()> {
+pub fn simulate_months(client: &mut Client, pairs: &[String], months: Range<u32>) -> Result<()> {
     let month = |number: u32| format!("('{FIRST_MONTH}'::date + interval '{number} months')::date");
     let (from, to) = (month(months.start), month(months.end - 1));
     client.execute(&format!("CALL bqx.simulate_m1($1, {from}, {to})"), &[&pairs])?;
