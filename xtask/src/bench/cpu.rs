@@ -1,6 +1,7 @@
 //! Who uses the processors: the server that is measured, or others, whose share spoils what is measured.
 
 use std::fs;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use pgcluster::Cluster;
@@ -41,6 +42,27 @@ pub fn used_by(pid: i32) -> f64 {
 
 fn seconds(ticks: u64) -> f64 {
     ticks as f64 / clock_ticks_per_second() as f64
+}
+
+/// A piece of work that was measured.
+pub struct Run {
+    pub seconds: f64,
+    /// Of the server.
+    pub cpu_seconds: f64,
+    /// Processors that were busy with something else, on average.
+    pub busy_with_others: f64,
+}
+
+impl Run {
+    /// Measures work that the server does.
+    pub fn of(cluster: &Cluster, work: impl FnOnce() -> Result<()>) -> Result<Run> {
+        let (cpu_before, start) = (CpuTime::now(cluster)?, Instant::now());
+        work()?;
+        let (seconds, cpu_after) = (start.elapsed().as_secs_f64(), CpuTime::now(cluster)?);
+        let cpu_seconds = cpu_after.server - cpu_before.server;
+        let others = cpu_after.machine - cpu_before.machine - cpu_seconds;
+        Ok(Run { seconds, cpu_seconds, busy_with_others: (others / seconds).max(0.0) })
+    }
 }
 
 /// What `/proc/<pid>/stat` tells of a process.

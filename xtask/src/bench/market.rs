@@ -126,7 +126,7 @@ impl<'a> Market<'a> {
 }
 
 /// Simulates months, counted from [`FIRST_MONTH`].
-fn simulate_months(client: &mut Client, pairs: &[String], months: Range<u32>) -> Result<()> {
+pub fn simulate_months(client: &mut Client, pairs: &[String], months: Range<u32>) -> Result<()> {
     let month = |number: u32| format!("('{FIRST_MONTH}'::date + interval '{number} months')::date");
     let (from, to) = (month(months.start), month(months.end - 1));
     client.execute(&format!("CALL bqx.simulate_m1($1, {from}, {to})"), &[&pairs])?;

@@ -4,11 +4,13 @@ mod aggregate_cases;
 mod aggregates;
 mod backfill;
 mod cpu;
+mod growth;
 mod market;
 mod report;
 mod rounds;
 mod server;
 mod spread;
+mod stages;
 mod workers;
 
 use std::path::Path;
@@ -43,6 +45,19 @@ enum Benchmark {
     /// same figures go to target/bench/workers.json. It wants a machine that does nothing else: rounds in which
     /// others used the processors are made again, for about a minute each, and the table tells how quiet it was.
     Workers(workers::WorkersArgs),
+    /// Every stage, from a file of bars to dropped tables, in seconds
+    ///
+    /// Builds the extension optimised, installs it, and runs all stages over and over in a private throw-away cluster:
+    /// on simulated bars, load_m1 beside a plain COPY and verify beside the backfill, and where 28 pairs have the
+    /// partitions of seven years. Prints a table; the same figures go to target/bench/stages.json.
+    Stages(stages::StagesArgs),
+    /// Whether a backfill costs as much per row, however much there is
+    ///
+    /// Builds the extension optimised, installs it, and backfills 1, 6 and 12 simulated months of the same pairs in
+    /// turn, in a private throw-away cluster, where tables have 12 partitions and where those of 28 pairs have 84.
+    /// Then workers' memory, and with --whole a year of 28 pairs at once, and its verification. Prints tables; the same
+    /// figures go to target/bench/growth.json.
+    Growth(growth::GrowthArgs),
 }
 
 pub fn command(shell: &Shell, pg_config: Option<&Path>, args: &BenchArgs) -> Result<ExitCode> {
@@ -50,5 +65,7 @@ pub fn command(shell: &Shell, pg_config: Option<&Path>, args: &BenchArgs) -> Res
         None => backfill::command(shell, pg_config, &args.backfill),
         Some(Benchmark::Aggregates(args)) => aggregates::command(shell, pg_config, args),
         Some(Benchmark::Workers(args)) => workers::command(shell, pg_config, args),
+        Some(Benchmark::Stages(args)) => stages::command(shell, pg_config, args),
+        Some(Benchmark::Growth(args)) => growth::command(shell, pg_config, args),
     }
 }

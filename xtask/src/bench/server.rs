@@ -14,6 +14,16 @@ use crate::setup::{self, Purpose};
 /// The database that benchmarks work in.
 pub const DATABASE: &str = "bqx";
 
+/// A server that is to take in and write much: room for what is written between two checkpoints, in memory and in the
+/// log, and nothing that comes at any time. Durability is as PostgreSQL has it.
+pub const BULK_SETTINGS: [(&str, &str); 5] = [
+    ("shared_buffers", "2GB"),
+    ("max_wal_size", "16GB"),
+    ("checkpoint_timeout", "30min"),
+    ("autovacuum", "off"),
+    ("timezone", "UTC"),
+];
+
 /// The name of this program's own sessions.
 pub const OBSERVER: &str = "bench";
 
@@ -30,6 +40,23 @@ pub fn start(shell: &Shell, pg_config: Option<&Path>, settings: &[(&str, &str)])
 
 /// A session of this program's own.
 pub fn observer(cluster: &Cluster) -> Result<Client> {
-    let mut config = cluster.connection_config(DATABASE);
+    session(cluster, DATABASE)
+}
+
+/// A session of this program's own in another database.
+pub fn session(cluster: &Cluster, database: &str) -> Result<Client> {
+    let mut config = cluster.connection_config(database);
     config.application_name(OBSERVER).connect(NoTls).context("cannot connect")
+}
+
+/// Does the work in a new database with the extension, which is gone afterwards.
+pub fn in_new_database<T>(cluster: &Cluster, work: impl FnOnce(&mut Client) -> Result<T>) -> Result<T> {
+    let name = "scratch";
+    cluster.create_database(name)?;
+    let mut client = session(cluster, name)?;
+    client.batch_execute("CREATE EXTENSION bqx")?;
+    let result = work(&mut client)?;
+    drop(client);
+    cluster.connect("postgres")?.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)"))?;
+    Ok(result)
 }

@@ -109,7 +109,7 @@ fn attempt_once(
     if months == Months::New {
         market.empty()?;
     }
-    let mut caller = Caller::start(market.cluster, &backfill_call(&market.pairs, WORKERS, months))?;
+    let mut caller = Caller::start(market.cluster, DATABASE, &backfill_call(&market.pairs, WORKERS, months))?;
     let at_work = format!("{WORKER_COUNT} AND query ~ ' rows (written|compared)'");
     await_count(observer, &at_work, WORKERS)?;
     thread::sleep(delay);
@@ -156,8 +156,8 @@ struct Call {
 }
 
 impl Caller {
-    pub fn start(cluster: &Cluster, call: &str) -> Result<Self> {
-        let mut psql = cluster.psql(DATABASE);
+    pub fn start(cluster: &Cluster, database: &str, call: &str) -> Result<Self> {
+        let mut psql = cluster.psql(database);
         psql.arg("-c").arg(format!("CALL {call}")).env("PGAPPNAME", CALLER);
         psql.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         Ok(Self { process: psql.spawn().context("cannot start psql")? })

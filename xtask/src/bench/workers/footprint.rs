@@ -5,12 +5,13 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use pgcluster::Cluster;
 use serde::Serialize;
 
 use super::endings::Caller;
 use crate::bench::market::{Market, Months, backfill_call};
 use crate::bench::report::Table;
-use crate::bench::server::{OBSERVER, observer};
+use crate::bench::server::{DATABASE, OBSERVER, session};
 
 const WORKERS: usize = 2;
 
@@ -21,10 +22,17 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 pub struct Figure {
     months: Months,
     workers: usize,
-    /// The most memory that a worker had for itself at any time: RssAnon, shared_buffers left out.
+    #[serde(flatten)]
+    peak: Peak,
+}
+
+/// The most that a backfill took at any time.
+#[derive(Serialize)]
+pub struct Peak {
+    /// Memory that a worker had for itself: RssAnon, shared_buffers left out.
     pub worker_megabytes: f64,
-    /// The most sessions at any time, the caller's and the workers' among them.
-    pub sessions: usize,
+    /// The caller's and the workers' among them.
+    sessions: usize,
     looks: usize,
 }
 
@@ -33,17 +41,22 @@ pub fn measure(market: &mut Market) -> Result<Vec<Figure>> {
     let pairs = market.few_pairs();
     market.empty()?;
     market.simulate_next_month(&pairs)?;
-    [Months::New, Months::Rewritten].into_iter().map(|months| look_on(market, &pairs, months)).collect()
+    let look_on = |months: Months| {
+        let peak = look_on(market.cluster, DATABASE, &backfill_call(&pairs, WORKERS, months))?;
+        Ok(Figure { months, workers: WORKERS, peak })
+    };
+    [Months::New, Months::Rewritten].into_iter().map(look_on).collect()
 }
 
-fn look_on(market: &Market, pairs: &[String], months: Months) -> Result<Figure> {
-    let mut observer = observer(market.cluster)?;
+/// Looks on while a psql calls `call`, which starts workers.
+pub fn look_on(cluster: &Cluster, database: &str, call: &str) -> Result<Peak> {
+    let mut observer = session(cluster, database)?;
     let sessions_now = observer.prepare(&format!(
         "SELECT pid, backend_type = 'bqx worker' FROM pg_stat_activity \
           WHERE datname = current_database() AND backend_type NOT LIKE 'autovacuum%' \
             AND application_name <> '{OBSERVER}'"
     ))?;
-    let mut caller = Caller::start(market.cluster, &backfill_call(pairs, WORKERS, months))?;
+    let mut caller = Caller::start(cluster, database, call)?;
     let (mut kilobytes, mut sessions, mut looks) = (0, 0, 0);
     let status = loop {
         let found = observer.query(&sessions_now, &[])?;
@@ -60,15 +73,9 @@ fn look_on(market: &Market, pairs: &[String], months: Months) -> Result<Figure> 
         }
         sleep(BETWEEN_LOOKS);
     };
-    ensure!(status.success(), "the backfill of {} failed", months.title());
+    ensure!(status.success(), "{call} failed");
     ensure!(looks > 0, "no worker was seen");
-    Ok(Figure {
-        months,
-        workers: WORKERS,
-        worker_megabytes: kilobytes as f64 * 1024.0 / 1e6,
-        sessions,
-        looks,
-    })
+    Ok(Peak { worker_megabytes: kilobytes as f64 * 1024.0 / 1e6, sessions, looks })
 }
 
 /// A process's own memory out of its `/proc/<pid>/status`.
@@ -83,8 +90,8 @@ pub fn table(figures: &[Figure]) -> Table<4> {
         table.add([
             figure.months.title().to_owned(),
             figure.workers.to_string(),
-            figure.sessions.to_string(),
-            format!("{:.1}", figure.worker_megabytes),
+            figure.peak.sessions.to_string(),
+            format!("{:.1}", figure.peak.worker_megabytes),
         ]);
     }
     table

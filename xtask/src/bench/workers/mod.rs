@@ -2,7 +2,7 @@
 //! end, and what they take.
 
 mod endings;
-mod footprint;
+pub mod footprint;
 mod speed;
 
 use std::path::Path;

@@ -1,12 +1,12 @@
 //! How long a backfill takes, by the number of its workers.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use indicatif::{HumanCount, ProgressBar};
 use serde::Serialize;
 
-use crate::bench::cpu::CpuTime;
+use crate::bench::cpu::Run;
 use crate::bench::market::{Market, Months};
 use crate::bench::report::{self, Table};
 use crate::bench::rounds::{self, Effort};
@@ -44,15 +44,6 @@ impl Kind {
     fn is_durable(self) -> bool {
         self != Kind::NewUnlogged
     }
-}
-
-/// One backfill.
-struct Run {
-    seconds: f64,
-    /// Of the server.
-    cpu_seconds: f64,
-    /// Processors that were busy with something else, on average.
-    busy_with_others: f64,
 }
 
 /// What was measured with so many workers.
@@ -114,12 +105,8 @@ fn run(market: &mut Market, kind: Kind, pairs: &[String], workers: usize, bars: 
         market.empty()?;
     }
     market.client.batch_execute("CHECKPOINT")?;
-    let (cpu_before, start) = (CpuTime::now(market.cluster)?, Instant::now());
-    market.backfill(pairs, workers, kind.months(), bars)?;
-    let (seconds, cpu_after) = (start.elapsed().as_secs_f64(), CpuTime::now(market.cluster)?);
-    let cpu_seconds = cpu_after.server - cpu_before.server;
-    let others = cpu_after.machine - cpu_before.machine - cpu_seconds;
-    Ok(Run { seconds, cpu_seconds, busy_with_others: (others / seconds).max(0.0) })
+    let cluster = market.cluster;
+    Run::of(cluster, || market.backfill(pairs, workers, kind.months(), bars))
 }
 
 /// The figures of each number of workers; a round has a run of each.
