@@ -272,7 +272,8 @@ CREATE FUNCTION bqx._stored_row(
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('SELECT %s, ARRAY[%s]::double precision[] %s ORDER BY ts_utc LIMIT 1', checked.at, checked.doubles, checked.stored)
+    EXECUTE format('SELECT %s, ARRAY[%s]::double precision[] %s ORDER BY ts_utc LIMIT 1',
+                   checked.at, checked.doubles, checked.stored)
        INTO at, stored USING from_ts, to_ts;
 END
 $$;
@@ -299,7 +300,8 @@ AS $$
 BEGIN
     EXECUTE format('SELECT count(*), min(s.at) FROM (SELECT %s AS at, rate_index %s) AS s '
                    '  JOIN unnest($3, $4) AS b (at, rate_index) ON b.at = s.at '
-                   ' WHERE s.rate_index IS DISTINCT FROM b.rate_index::%s', checked.at, checked.stored, checked.index_type)
+                   ' WHERE s.rate_index IS DISTINCT FROM b.rate_index::%s',
+                   checked.at, checked.stored, checked.index_type)
        INTO faults, first_at
       USING bqx._month_start(month), bqx._month_start(bqx._next_month(month)), bars.times, bars.rate_index;
 END

@@ -204,6 +204,11 @@ impl Shape {
             "UPDATE {derived} SET rate_index = NULL WHERE random() < 0.1",
             "UPDATE {derived} SET rate_index = 'NaN' WHERE random() < 0.1",
             "UPDATE {derived} SET rate_index = rate_index * 1.001 WHERE random() < 0.1",
+            // a row with all values among the first ones, which have none
+            "UPDATE {derived} SET ts_utc = '2024-06-30 18:05+00'
+              WHERE ts_utc = (SELECT max(ts_utc) FROM {derived} WHERE isfinite(ts_utc))",
+            "UPDATE {derived} SET rate_index = NULL WHERE extract(minute FROM ts_utc) < 9;
+             UPDATE bqx.m1_oldusd SET rate_index = NULL WHERE extract(minute FROM time) < 9",
             "DELETE FROM bqx.m1_oldusd WHERE random() < 0.1",
             "DELETE FROM bqx.m1_oldusd WHERE time < '2024-07-01 00:00'",
             "DELETE FROM bqx.m1_oldusd WHERE time < '2024-06-30 22:00'",
@@ -256,8 +261,9 @@ fn chosen(damages: &[String], round: usize) -> Vec<&String> {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         state >> 33
     };
-    // what changes columns comes last, and hardly ever
-    damages.iter().filter(|damage| dice() % if damage.starts_with("ALTER") { 12 } else { 3 } == 0).collect()
+    // what changes columns or leaves no bars comes hardly ever
+    let is_rare = |damage: &str| damage.starts_with("ALTER") || damage == "DELETE FROM bqx.m1_oldusd";
+    damages.iter().filter(|damage| dice() % if is_rare(damage) { 12 } else { 3 } == 0).collect()
 }
 
 /// Runs `look` in tables with all kinds of damage, each time in a transaction that is rolled back.
