@@ -1,8 +1,8 @@
 -- Stage 1.5.2: rate_index on every bar, and a trigger that keeps it so however a bar comes.
 
--- BEFORE ROW, with the baseline as its argument. A close that is no positive finite number leaves rate_index
--- NULL: the feed goes on, and the month's job and verify() name the bar.
-CREATE FUNCTION bqx._set_rate_index() RETURNS trigger
+-- What the trigger function _set_rate_index does, where close and rate_index are not both double precision: it hands its
+-- calls on.
+CREATE FUNCTION bqx._set_rate_index_of_any_type() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN

@@ -32,6 +32,8 @@ BEGIN
       FROM pg_attribute AS a
      WHERE a.attrelid = rel AND NOT a.attisdropped
        AND a.attname IN ('time', 'open', 'high', 'low', 'close', 'volume', 'rate_index', 'ts_utc')
+       -- for the usual types that is known
+       AND a.atttypid NOT IN ('timestamptz'::regtype, 'float8'::regtype)
        AND (SELECT t.typnamespace FROM pg_type AS t WHERE t.oid = bqx._base_type(a.atttypid)) <> 'pg_catalog'::regnamespace
      LIMIT 1;
     IF FOUND THEN

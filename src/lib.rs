@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `metric_columns` | names and windows of the derived columns, for DDL |
 //! | `rate_index` | close / baseline * 100 |
+//! | `rate_index_trigger` | the same for every bar that comes or changes |
 //! | `aggregates` | the window aggregates |
 //! | `bar_lines` | parsing vendors' files |
 //! | `simulated_bars` | the simulated market |
@@ -37,6 +38,7 @@ mod memory;
 mod metric_columns;
 mod month_writer;
 mod rate_index;
+mod rate_index_trigger;
 mod rows;
 mod series;
 mod session;
@@ -93,7 +95,7 @@ extension_sql_file!("../sql/baselines.sql", name = "baselines", requires = ["m1_
 extension_sql_file!(
     "../sql/index_m1.sql",
     name = "index_m1",
-    requires = ["baselines", rate_index::_rate_index_or_null]
+    requires = ["baselines", rate_index::_rate_index_or_null, rate_index_trigger::_set_rate_index]
 );
 extension_sql_file!(
     "../sql/bar_files.sql",

@@ -34,7 +34,7 @@ fn rate_index(rate: f64, baseline: f64) -> f64 {
 
 /// The same, but NULL where there is no index: for the trigger, which must not stop a feed.
 #[pg_extern(immutable, parallel_safe)]
-fn _rate_index_or_null(rate: Option<f64>, baseline: Option<f64>) -> Option<f64> {
+pub fn _rate_index_or_null(rate: Option<f64>, baseline: Option<f64>) -> Option<f64> {
     match (rate, baseline) {
         (Some(rate), Some(baseline)) if is_rate(rate) && is_rate(baseline) => {
             Some(rate / baseline * 100.0).filter(|index| is_rate(*index))
