@@ -123,7 +123,7 @@ impl Results {
         println!("\n{}\n", self.circumstances);
         println!("{}", table(&self.figures));
         println!("{LEGEND}");
-        for (number, settings) in self.settings.chunks(4).enumerate() {
+        for (number, settings) in self.settings.chunks(3).enumerate() {
             let settings: Vec<String> =
                 settings.iter().map(|(name, value)| format!("{name} {value}")).collect();
             println!("{:16}{}", if number == 0 { "settings" } else { "" }, settings.join(", "));
@@ -167,7 +167,7 @@ const LEGEND: &str = "\
 Each fills month tables of both families, all columns, durable (logged, fsync and synchronous_commit on), with a
 primary key. All but bqx: fresh tables, the key built after, one transaction for a pair's month. They take turns.
 floor           writing alone: rows that bqx computed, from tables in memory, by plain scans
-COPY            the same rows from files in PostgreSQL's binary format, which the server reads, FREEZE
+COPY            the same rows from files, which the server reads, with FREEZE
 plain SQL       tuned: sums from blocks and running totals; named windows: as most would write it
 numpy … DuckDB  vectorised; in and out through PostgreSQL's binary formats
 row by row      numpy for each row, psycopg2's executemany; the last 1000 rows of a month of 2 pairs only
@@ -175,10 +175,11 @@ sessions        workers of bqx, connections, processes; imports, connecting and 
                 but bqx
 s               from the first month's beginning to the last commit; median, fastest, slowest
 × bqx           time per row, in multiples of that of bqx with 2 workers, same round and wal_level; median
+CPU s           of all of the server's processes together, and of a contender's own
 others          processors that were busy with something else: near 0, or the rest says little
 difference      the most that a value differs from that of bqx, relative to the column's mean magnitude";
 
-fn table(figures: &[Figure]) -> Table<11> {
+fn table(figures: &[Figure]) -> Table<12> {
     let header = [
         "",
         "wal_level",
@@ -189,6 +190,7 @@ fn table(figures: &[Figure]) -> Table<11> {
         "slowest",
         "rows/s",
         "× bqx",
+        "CPU s",
         "others",
         "difference",
     ];
@@ -205,6 +207,7 @@ fn table(figures: &[Figure]) -> Table<11> {
             format!("{:.2}", seconds.max),
             HumanCount(figure.rows_per_second.median as u64).to_string(),
             report::ratio(figure.times_of_backfill.median),
+            format!("{:.2}", figure.cpu_seconds.median),
             format!("{:.2}", figure.processors_busy_with_others.median),
             match figure.largest_difference {
                 0.0 => "0".to_owned(),
