@@ -30,8 +30,8 @@ impl Way {
     pub fn title(self) -> &'static str {
         match self {
             Way::Backfill => "bqx.backfill",
-            Way::CopyingRows => "floor: INSERT … SELECT of finished rows",
-            Way::CopyingFiles => "COPY of finished rows, binary",
+            Way::CopyingRows => "floor: INSERT … SELECT",
+            Way::CopyingFiles => "COPY, binary",
             Way::TunedSql => "plain SQL, tuned",
             Way::NamedWindows => "plain SQL, named windows",
             Way::Numpy => "numpy",

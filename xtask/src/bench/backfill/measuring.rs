@@ -28,6 +28,8 @@ const NAMED_WINDOWS: [&str; 2] = [include_str!("sql/windows_bqx.sql"), include_s
 pub struct Run {
     pub seconds: f64,
     pub rows: u64,
+    /// Of the server and of the contender's own processes.
+    pub cpu_seconds: f64,
     /// Processors that were busy with something else, on average.
     pub busy_with_others: f64,
 }
@@ -50,6 +52,8 @@ pub struct Figure {
     pub rows_per_second: Spread,
     /// Time per row in multiples of [`YARDSTICK`]'s, in the same round.
     pub times_of_backfill: Spread,
+    /// Of the server and of the contender's own processes.
+    pub cpu_seconds: Spread,
     pub processors_busy_with_others: Spread,
     /// The most that a value differs from that of bqx, in units of the column's mean magnitude.
     pub largest_difference: f64,
@@ -165,9 +169,9 @@ impl<'a> Bench<'a> {
             fill_all(&mut sessions, &months)?;
         }
         let (seconds, cpu_after) = (start.elapsed().as_secs_f64(), CpuTime::now(self.market.cluster)?);
-        let used = cpu_after.server - cpu_before.server + cpu_of_processes(&sessions) - used_before;
-        let others = cpu_after.machine - cpu_before.machine - used;
-        Ok(Run { seconds, rows, busy_with_others: (others / seconds).max(0.0) })
+        let cpu_seconds = cpu_after.server - cpu_before.server + cpu_of_processes(&sessions) - used_before;
+        let others = cpu_after.machine - cpu_before.machine - cpu_seconds;
+        Ok(Run { seconds, rows, cpu_seconds, busy_with_others: (others / seconds).max(0.0) })
     }
 
     /// One by one: one statement could hold only so many locks.
@@ -265,6 +269,7 @@ fn summarise(
             seconds,
             rows_per_second: seconds.rate_of(rows as f64),
             times_of_backfill: times_of(number, yardstick),
+            cpu_seconds: all(|run| run.cpu_seconds),
             processors_busy_with_others: all(|run| run.busy_with_others),
             largest_difference: differences[number],
         }
@@ -282,7 +287,7 @@ mod tests {
     const SLOW: Contender = Contender { way: Way::NamedWindows, sessions: 2 };
 
     fn run(seconds: f64, rows: u64) -> Run {
-        Run { seconds, rows, busy_with_others: 0.5 }
+        Run { seconds, rows, cpu_seconds: 1.0, busy_with_others: 0.5 }
     }
 
     #[test]
@@ -304,7 +309,7 @@ mod tests {
 
     #[test]
     fn a_round_is_as_disturbed_as_its_worst_run() {
-        let run = |busy_with_others| Run { seconds: 1.0, rows: 1, busy_with_others };
+        let run = |busy_with_others| Run { seconds: 1.0, rows: 1, cpu_seconds: 1.0, busy_with_others };
         assert_eq!(disturbance(&[run(0.0), run(0.7), run(0.1)]), 0.7);
     }
 }

@@ -97,14 +97,20 @@ impl PairMonth {
 mod tests {
     use super::*;
 
+    impl PairMonth {
+        pub fn example_of(pair: &str) -> Self {
+            Self {
+                pair: pair.to_owned(),
+                from: "2024-07-01 00:00+00:00".to_owned(),
+                until: "2024-08-01 00:00+00:00".to_owned(),
+                suffix: "2024_07".to_owned(),
+            }
+        }
+    }
+
     #[test]
     fn a_month_is_made_of_both_families() {
-        let month = PairMonth {
-            pair: "eurusd".to_owned(),
-            from: "2024-07-01 00:00+00:00".to_owned(),
-            until: "2024-08-01 00:00+00:00".to_owned(),
-            suffix: "2024_07".to_owned(),
-        };
+        let month = PairMonth::example_of("eurusd");
         assert_eq!(
             month.make_tables(),
             "CREATE TABLE fresh.bqx_eurusd_2024_07 (LIKE bqx.bqx_eurusd INCLUDING DEFAULTS); \

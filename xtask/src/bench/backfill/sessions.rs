@@ -90,3 +90,47 @@ impl Session for SqlSession {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use anyhow::ensure;
+
+    use super::*;
+
+    #[test]
+    fn a_query_is_about_the_month_and_casts_stay() {
+        let month = PairMonth::example_of("eurusd");
+        let source =
+            Source::Queries(["INSERT INTO :target SELECT p::float8 FROM :bars", "< :'until', >= :'month'"]);
+        assert_eq!(
+            source.statement(&month, 0),
+            "INSERT INTO fresh.bqx_eurusd_2024_07 SELECT p::float8 FROM bqx.m1_eurusd"
+        );
+        assert_eq!(source.statement(&month, 1), "< '2024-08-01 00:00+00:00', >= '2024-07-01 00:00+00:00'");
+    }
+
+    #[test]
+    fn every_month_is_filled_once_and_an_error_names_it() {
+        static FILLED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+        struct Noting;
+        impl Session for Noting {
+            fn fill(&mut self, month: &PairMonth) -> Result<()> {
+                ensure!(month.pair != "usdxxx", "no such pair");
+                FILLED.lock().unwrap().push(month.pair.clone());
+                Ok(())
+            }
+        }
+        let months: Vec<PairMonth> =
+            (0..9).map(|number| PairMonth::example_of(&format!("pair{number}"))).collect();
+        let mut sessions: Vec<Box<dyn Session>> = vec![Box::new(Noting), Box::new(Noting)];
+        fill_all(&mut sessions, &months).unwrap();
+        let mut filled = FILLED.lock().unwrap().clone();
+        filled.sort();
+        assert_eq!(filled, months.iter().map(|month| month.pair.clone()).collect::<Vec<_>>());
+        let bad = PairMonth::example_of("usdxxx");
+        let error = fill_all(&mut sessions, &[bad]).unwrap_err();
+        assert_eq!(format!("{error:#}"), "usdxxx from 2024-07-01 00:00+00:00: no such pair");
+    }
+}
