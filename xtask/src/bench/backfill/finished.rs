@@ -15,8 +15,8 @@ const COMPARED_PAIRS: usize = 4;
 /// of doubles comes that near; a different formula, window or bar does not.
 const TOLERANCE: f64 = 1e-5;
 
-/// Has bqx compute all rows, and keeps them in tables and in files that the server can read: `COPY` copies, in its binary
-/// format. Returns the files' folder.
+/// Has bqx compute all rows, and keeps them in unlogged tables and in files of `COPY`'s binary format, which the server can
+/// read. Returns the files' folder.
 pub fn prepare(market: &mut Market, months: &[PairMonth]) -> Result<PathBuf> {
     let folder = market.cluster.directory().join("copies");
     market.cluster.account().create_private_dir(&folder)?;
