@@ -2684,10 +2684,11 @@ BEGIN
              OR EXISTS (SELECT FROM pg_publication_tables AS p
                          WHERE (p.schemaname, p.tablename) = (c.relnamespace::regnamespace::name, c.relname))
             THEN 'it is published'
-        -- whole pages in the log tell them nothing
+        -- Whole pages in the log tell logical decoding nothing. From 16 on it may be at work on a standby, unseen from here.
         WHEN EXISTS (SELECT FROM pg_replication_slots AS s
                       WHERE s.slot_type = 'logical' AND s.database = current_database())
-            THEN 'logical replication slots follow this database'
+             OR current_setting('wal_level') = 'logical' AND current_setting('server_version_num')::int >= 160000
+            THEN 'logical replication slots may follow this database'
         WHEN c.relkind = 'r' AND c.relam <> (SELECT a.oid FROM pg_am AS a WHERE a.amname = 'heap') THEN 'it is no heap'
         WHEN EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = rel) THEN 'it has triggers or foreign keys'
         WHEN EXISTS (SELECT FROM pg_constraint AS k
@@ -2708,16 +2709,18 @@ $$;
 -- Why rows of this range can't be put straight into this one table, which may be a partition; NULL: they can.
 CREATE FUNCTION bqx._why_not_fillable(
     family text, rel regclass, from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT coalesce(bqx._why_not_fast(family, rel), (
+BEGIN
+    RETURN coalesce(bqx._why_not_fast(family, rel), (
         SELECT 'its bounds are others'
           FROM pg_partition_ancestors(rel) AS a (relid) JOIN pg_inherits AS i ON i.inhrelid = a.relid
          WHERE NOT CASE WHEN bqx._is_partitioned_by(i.inhparent, 'ts_utc') THEN EXISTS (
-                       SELECT FROM bqx._partitions(i.inhparent) AS p
-                        WHERE p.partition = a.relid AND p.from_ts <= $3 AND p.to_ts >= $4)
+                       SELECT FROM bqx._partitions(i.inhparent, a.relid) AS p
+                        WHERE p.from_ts <= $3 AND p.to_ts >= $4)
                    ELSE false END
-         LIMIT 1))
+         LIMIT 1));
+END
 $$;
 
 -- A month's partition, not attached yet: nobody can see it, and attaching it (_attach_if_new), as the last act, does not
@@ -2770,8 +2773,7 @@ BEGIN
     SELECT p.from_ts = bqx._month_start(month) AND p.to_ts = bqx._month_start(bqx._next_month(month))
            AND c.relkind = 'r' AND bqx._why_not_fast(family, p.partition) IS NULL
       INTO fits
-      FROM bqx._partitions(derived) AS p JOIN pg_class AS c ON c.oid = p.partition
-     WHERE p.partition = existing;
+      FROM bqx._partitions(derived, existing) AS p JOIN pg_class AS c ON c.oid = p.partition;
     IF fits IS NOT TRUE THEN
         RETURN NULL;
     END IF;

@@ -274,17 +274,23 @@ impl StoredKeys {
         self.attribute as pg_sys::AttrNumber + 1
     }
 
-    /// Shows each row's place and key, in the order of the rows.
-    pub fn for_each(&self, mut show: impl FnMut(pg_sys::ItemPointerData, i64)) {
-        for (block, &first) in self.first_of_page.iter().enumerate() {
-            pg_sys::check_for_interrupts!();
+    /// How many rows there are.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// For each page the places and keys of its rows, in their order.
+    pub fn pages(
+        &self,
+    ) -> impl Iterator<Item = impl Iterator<Item = (pg_sys::ItemPointerData, i64)> + '_> + '_ {
+        self.first_of_page.iter().enumerate().map(|(block, &first)| {
             let end = self.first_of_page.get(block + 1).copied().unwrap_or(self.keys.len());
-            for (offset, &key) in self.keys[first..end].iter().enumerate() {
+            self.keys[first..end].iter().enumerate().map(move |(offset, &key)| {
                 let mut place = pg_sys::ItemPointerData::default();
                 pgrx::itemptr::item_pointer_set_all(&mut place, block as u32, offset as u16 + 1);
-                show(place, key);
-            }
-        }
+                (place, key)
+            })
+        })
     }
 }
 

@@ -41,24 +41,29 @@ pub unsafe fn reindex(relation: pg_sys::Relation, name: &str, keys: StoredKeys) 
 }
 
 /// The access method is ours as long as this value lives, whatever ends it.
-struct Installed<'a>(&'a Build);
+struct Installed<'a> {
+    build: &'a Build,
+    /// What was being built: an event trigger may write another month meanwhile.
+    outer: *const Build,
+}
 
 impl<'a> Installed<'a> {
     fn new(build: &'a Build) -> Self {
-        CURRENT.set(build);
+        let outer = CURRENT.replace(build);
         // Safety: the relation is open. If PostgreSQL loads it anew meanwhile, it has the heap's routine again.
         unsafe { (*build.relation).rd_tableam = &raw const build.known_keys };
-        Installed(build)
+        Installed { build, outer }
     }
 }
 
 impl Drop for Installed<'_> {
     fn drop(&mut self) {
-        CURRENT.set(ptr::null());
+        CURRENT.set(self.outer);
         // Safety: the relation stays open until after this, or after an error until the transaction ends.
         unsafe {
-            if ptr::eq((*self.0.relation).rd_tableam, &raw const self.0.known_keys) {
-                (*self.0.relation).rd_tableam = self.0.heap;
+            let Build { relation, heap, known_keys, .. } = self.build;
+            if ptr::eq((**relation).rd_tableam, known_keys) {
+                (**relation).rd_tableam = *heap;
             }
         }
     }
@@ -95,27 +100,32 @@ unsafe extern "C-unwind" fn show_known_keys(
             let of_heap = (*build.heap).index_build_range_scan.expect("heaps can be indexed");
             // Its scans insist on its own routine. After an error there is no going on.
             (*table).rd_tableam = build.heap;
-            let shown = of_heap(
-                table,
-                index,
-                info,
-                allow_sync,
-                any_visible,
-                progress,
-                start_block,
-                blocks,
-                callback,
-                state,
-                scan,
-            );
+            let shown = pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                of_heap(
+                    table,
+                    index,
+                    info,
+                    allow_sync,
+                    any_visible,
+                    progress,
+                    start_block,
+                    blocks,
+                    callback,
+                    state,
+                    scan,
+                )
+            });
             (*table).rd_tableam = &raw const build.known_keys;
             return shown;
         };
-        let mut shown = 0.0;
-        build.keys.for_each(|mut place, key| {
-            callback(index, &mut place, &mut pg_sys::Datum::from(key), &mut false, true, state);
-            shown += 1.0;
-        });
-        shown
+        for page in build.keys.pages() {
+            pg_sys::check_for_interrupts!();
+            pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                for (mut place, key) in page {
+                    callback(index, &mut place, &mut pg_sys::Datum::from(key), &mut false, true, state);
+                }
+            });
+        }
+        build.keys.len() as f64
     }
 }

@@ -245,9 +245,12 @@ unsafe fn refuse(relation: pg_sys::Relation, reason: &str) -> ! {
     .raise()
 }
 
-/// The rest of the transaction looks at no rows, unless a trigger for its commands does.
+/// The rest of the transaction looks at no rows, unless somebody's trigger does: on its commands, or on the ledger.
 fn readers() -> Readers {
-    let query = "SELECT EXISTS (SELECT FROM pg_catalog.pg_event_trigger AS e WHERE e.evtenabled <> 'D')";
+    let query = "SELECT EXISTS (SELECT FROM pg_catalog.pg_event_trigger AS e WHERE e.evtenabled <> 'D') \
+                     OR EXISTS (SELECT FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_class AS c ON c.oid = t.tgrelid \
+                                 WHERE NOT t.tgisinternal AND c.relnamespace = 'bqx'::pg_catalog.regnamespace \
+                                   AND c.relname LIKE '%\\_ledger')";
     match Spi::get_one::<bool>(query) {
         Ok(Some(false)) => Readers::AfterCommit,
         _ => Readers::AtOnce,

@@ -98,15 +98,17 @@ impl Bar {
 const INSERTED_ROW: u32 = pg_sys::TRIGGER_EVENT_ROW | pg_sys::TRIGGER_EVENT_INSERT;
 const UPDATED_ROW: u32 = pg_sys::TRIGGER_EVENT_ROW | pg_sys::TRIGGER_EVENT_UPDATE;
 
-/// The number of a column of type double precision.
+/// The number of a column of type double precision. None for a generated one, too: before an update it has the old value.
 ///
 /// # Safety
 /// The descriptor must be a valid one.
 unsafe fn double_column(desc: pg_sys::TupleDesc, name: &CStr) -> Option<c_int> {
-    // Safety: neither needs a connection to SPI; an unknown name has a number below 1.
+    // Safety: SPI_fnumber needs no connection to SPI; an unknown name has a number below 1.
     unsafe {
         let column = pg_sys::SPI_fnumber(desc, name.as_ptr());
-        (column > 0 && pg_sys::SPI_gettypeid(desc, column) == pg_sys::FLOAT8OID).then_some(column)
+        let attributes = pgrx::PgTupleDesc::from_pg_unchecked(desc);
+        let attribute = attributes.get(usize::try_from(column).ok()?.checked_sub(1)?)?;
+        (attribute.atttypid == pg_sys::FLOAT8OID && attribute.attgenerated == 0).then_some(column)
     }
 }
 
@@ -137,10 +139,22 @@ unsafe fn set_rate_index_of_any_type(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys
         .unwrap_or_else(|| error!("there is no function bqx._set_rate_index_of_any_type()"));
         let mut function = pg_sys::FmgrInfo::default();
         pg_sys::fmgr_info(oid, &raw mut function);
-        let own = std::mem::replace(&mut (*fcinfo).flinfo, &raw mut function);
         let call = function.fn_addr.expect("fmgr_info finds the function's address");
-        let returned = pg_sys::ffi::pg_guard_ffi_boundary(|| call(fcinfo));
-        (*fcinfo).flinfo = own;
-        returned
+        let _own_again = Restored { place: &raw mut (*fcinfo).flinfo, value: (*fcinfo).flinfo };
+        (*fcinfo).flinfo = &raw mut function;
+        pg_sys::ffi::pg_guard_ffi_boundary(|| call(fcinfo))
+    }
+}
+
+/// Puts a value back, whatever ends this one's life.
+struct Restored {
+    place: *mut *mut pg_sys::FmgrInfo,
+    value: *mut pg_sys::FmgrInfo,
+}
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        // Safety: the place is in the data of a call that is not over.
+        unsafe { *self.place = self.value };
     }
 }

@@ -159,6 +159,10 @@ pub fn is_worker() -> bool {
 /// Waits up to `milliseconds` for the workers that this session has started; false once all have ended.
 #[pg_extern]
 fn _await_workers(milliseconds: i32) -> bool {
+    // The signal of a worker's end may have been taken by another wait of this session.
+    if !any_alive() {
+        return false;
+    }
     // Safety: MyLatch is this backend's own; waiting and resetting it is what a backend does when idle.
     unsafe {
         pg_sys::WaitLatch(
@@ -170,6 +174,11 @@ fn _await_workers(milliseconds: i32) -> bool {
         pg_sys::ResetLatch(pg_sys::MyLatch);
     }
     pg_sys::check_for_interrupts!();
+    any_alive()
+}
+
+/// Whether a worker that this session has started is still there.
+fn any_alive() -> bool {
     STARTED.with_borrow_mut(|workers| {
         workers.retain(is_alive);
         !workers.is_empty()
