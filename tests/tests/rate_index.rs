@@ -182,3 +182,22 @@ fn the_triggers_function_is_harmless_elsewhere() {
     );
     assert!(error(&mut session, "INSERT INTO t VALUES (1)").contains("rate_index"));
 }
+
+#[test]
+fn a_generated_close_gives_no_index_rather_than_that_of_the_old_one() {
+    let db = Db::new("generated_close");
+    let mut session = db.connect();
+    run_each(
+        &mut session,
+        &[
+            "CREATE TABLE bqx.m1_eurusd (time timestamptz PRIMARY KEY, bid float8, ask float8, \
+                close float8 GENERATED ALWAYS AS ((bid + ask) / 2) STORED, rate_index float8)",
+            "CREATE TRIGGER bqx_set_rate_index BEFORE INSERT OR UPDATE ON bqx.m1_eurusd \
+                FOR EACH ROW EXECUTE FUNCTION bqx._set_rate_index('1.0')",
+            "INSERT INTO bqx.m1_eurusd (time, bid, ask) VALUES ('2024-07-01', 1, 1.5)",
+            "UPDATE bqx.m1_eurusd SET bid = 3",
+        ],
+    );
+    // PostgreSQL computes such columns after its triggers have run
+    assert_eq!(row(&mut session, "SELECT close, rate_index FROM bqx.m1_eurusd"), "2.25|NULL");
+}
