@@ -107,7 +107,7 @@ BEGIN
     SELECT p.from_ts = bqx._month_start(month) AND p.to_ts = bqx._month_start(bqx._next_month(month))
            AND c.relkind = 'r' AND bqx._why_not_fast(family, p.partition) IS NULL
       INTO fits
-      FROM bqx._partitions(derived, existing) AS p JOIN pg_class AS c ON c.oid = p.partition;
+      FROM pg_class AS c, bqx._partitions(derived, existing) AS p WHERE c.oid = existing;
     IF fits IS NOT TRUE THEN
         RETURN NULL;
     END IF;
