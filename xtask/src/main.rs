@@ -44,8 +44,9 @@ enum Command {
     /// Without a command: backfills beside the floor, which is copying finished rows, and beside other ways to compute
     /// them: plain SQL, numpy, polars, DuckDB, and Python row by row. Builds the extension optimised, installs it, and
     /// simulates a month of 28 pairs in a private throw-away cluster, where all take turns, three times each. Prints one
-    /// table; the same figures go to target/bench/backfill.json. Wants a machine that does nothing else, about ten
-    /// minutes of it, and PyPI for the packages of those in Python, which are left out without it.
+    /// table; the same figures go to target/bench/backfill.json. Then every stage, as `bench stages` does. Wants a
+    /// machine that does nothing else, about ten minutes of it, and PyPI for the packages of those in Python, which
+    /// are left out without it.
     Bench(bench::BenchArgs),
     /// Backfills that are killed, cancelled and crashed at random, for as long as wanted
     ///

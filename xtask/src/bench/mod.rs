@@ -62,7 +62,11 @@ enum Benchmark {
 
 pub fn command(shell: &Shell, pg_config: Option<&Path>, args: &BenchArgs) -> Result<ExitCode> {
     match &args.benchmark {
-        None => backfill::command(shell, pg_config, &args.backfill),
+        None => {
+            backfill::command(shell, pg_config, &args.backfill)?;
+            let stages = stages::StagesArgs { quick: args.backfill.quick, pairs: None };
+            stages::command(shell, pg_config, &stages)
+        }
         Some(Benchmark::Aggregates(args)) => aggregates::command(shell, pg_config, args),
         Some(Benchmark::Workers(args)) => workers::command(shell, pg_config, args),
         Some(Benchmark::Stages(args)) => stages::command(shell, pg_config, args),

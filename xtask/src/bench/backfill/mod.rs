@@ -25,19 +25,14 @@ use super::server;
 use super::spread::Spread;
 use crate::console;
 
-/// For loading in bulk, the same for all. A session is one process, so that two are for two processors; compiling
-/// queries takes longer than it saves.
-const SERVER_OPTIONS: [(&str, &str); 10] = [
-    ("shared_buffers", "2GB"),
+/// Beside [`server::BULK_SETTINGS`], and the same for all. A session is one process, so that two are for two processors;
+/// compiling queries takes longer than it saves.
+const FAIR_SETTINGS: [(&str, &str); 5] = [
     ("work_mem", "256MB"),
     ("maintenance_work_mem", "256MB"),
-    ("max_wal_size", "16GB"),
-    ("checkpoint_timeout", "30min"),
-    ("autovacuum", "off"),
     ("max_parallel_workers_per_gather", "0"),
     ("max_parallel_maintenance_workers", "0"),
     ("jit", "off"),
-    ("timezone", "UTC"),
 ];
 
 /// All that the extension comes with.
@@ -52,7 +47,7 @@ const ROUNDS: usize = 3;
 pub struct BackfillArgs {
     /// Measure fewer pairs, and don't wait for a quiet machine
     #[arg(long)]
-    quick: bool,
+    pub quick: bool,
     /// Pairs to compute; slow contenders get fewer [default: 28, with --quick 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(FEWEST_PAIRS..=ALL_PAIRS.into()))]
     pairs: Option<u32>,
@@ -62,7 +57,8 @@ pub struct BackfillArgs {
 }
 
 pub fn command(shell: &Shell, pg_config: Option<&Path>, args: &BackfillArgs) -> Result<ExitCode> {
-    let cluster = server::start(shell, pg_config, &SERVER_OPTIONS)?;
+    let settings = [&server::BULK_SETTINGS[..], &FAIR_SETTINGS].concat();
+    let cluster = server::start(shell, pg_config, &settings)?;
     let pairs = args.pairs.unwrap_or(if args.quick { 4 } else { ALL_PAIRS }) as usize;
     let minutes = |minutes: u64| Duration::from_secs(if args.quick { 0 } else { 60 * minutes });
     let prepare = || Bench::prepare(Market::simulate(&cluster, pairs, args.months)?);
@@ -79,7 +75,7 @@ pub fn command(shell: &Shell, pg_config: Option<&Path>, args: &BackfillArgs) -> 
     }
     let results = Results {
         circumstances,
-        settings: SERVER_OPTIONS.into(),
+        settings,
         pairs,
         months: args.months,
         rounds: ROUNDS,

@@ -21,10 +21,10 @@ use crate::console;
 pub struct StagesArgs {
     /// Measure three times rather than five, with fewer bars, and fewer pairs where there are many
     #[arg(long)]
-    quick: bool,
+    pub quick: bool,
     /// Pairs with bars [default: 4, with --quick 2]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=28))]
-    pairs: Option<u32>,
+    pub pairs: Option<u32>,
 }
 
 /// How much of what is measured, and how often.
