@@ -22,6 +22,9 @@ const BLCKSZ: usize = pg_sys::BLCKSZ as usize;
 /// Pages that are logged and written together: as many as one WAL record can hold.
 const BATCH: usize = pg_sys::XLR_MAX_BLOCK_ID as usize;
 
+/// Keys that are kept, three months of minutes; of a table with more rows none are. Bounds the memory for them.
+const MOST_KEYS: usize = 131_072;
+
 /// Bytes of a row's header before its bitmap of NULLs.
 const HEADER: usize = std::mem::offset_of!(pg_sys::HeapTupleHeaderData, t_bits);
 
@@ -62,7 +65,9 @@ pub struct HeapPages {
     written: pg_sys::BlockNumber,
     /// Bytes of a page that are to stay free.
     reserve: usize,
-    keys: StoredKeys,
+    rows: usize,
+    /// None once there are too many to keep.
+    keys: Option<StoredKeys>,
     readers: Readers,
     transaction: pg_sys::TransactionId,
     command: pg_sys::CommandId,
@@ -87,7 +92,8 @@ impl HeapPages {
                 filled: 0,
                 rows_in_page: 0,
                 written: 0,
-                keys: StoredKeys { attribute: key, keys: Vec::new(), first_of_page: Vec::new() },
+                rows: 0,
+                keys: Some(StoredKeys { attribute: key, keys: Vec::new(), first_of_page: Vec::new() }),
                 reserve: BLCKSZ * (100 - fill_factor(relation)) / 100,
                 readers,
                 transaction: pg_sys::GetCurrentTransactionId(),
@@ -103,8 +109,13 @@ impl HeapPages {
     /// # Errors
     /// If there is none.
     pub fn reserve_memory(&mut self, rows: usize) -> Result<(), TryReserveError> {
-        self.keys.keys.try_reserve(rows)?;
-        self.keys.first_of_page.try_reserve(rows)?; // a page has one row at least
+        if self.rows + rows > MOST_KEYS {
+            self.keys = None;
+        }
+        if let Some(StoredKeys { keys, first_of_page, .. }) = &mut self.keys {
+            keys.try_reserve(rows)?;
+            first_of_page.try_reserve(rows)?; // a page has one row at least
+        }
         self.row.clear();
         self.row.try_reserve_exact(words(HEADER + self.attributes.div_ceil(8)) + self.attributes)?;
         self.pages.try_reserve_exact(BATCH - self.pages.len())?;
@@ -130,7 +141,10 @@ impl HeapPages {
             self.begin_page();
         }
         self.rows_in_page += 1;
-        self.keys.keys.push(value(self.keys.attribute).expect("a key is not NULL") as i64);
+        self.rows += 1;
+        if let Some(StoredKeys { attribute, keys, .. }) = &mut self.keys {
+            keys.push(value(*attribute).expect("a key is not NULL") as i64);
+        }
         let block = self.written + self.filled as pg_sys::BlockNumber - 1;
         // Safety: the row begins with a header, and is as long as it says; the page has room for it.
         unsafe {
@@ -204,7 +218,9 @@ impl HeapPages {
         }
         self.filled += 1;
         self.rows_in_page = 0;
-        self.keys.first_of_page.push(self.keys.keys.len());
+        if let Some(StoredKeys { keys, first_of_page, .. }) = &mut self.keys {
+            first_of_page.push(keys.len() as u32);
+        }
         // Safety: the page is as large as it says.
         unsafe { pg_sys::PageInit(self.current_page(), BLCKSZ, 0) };
     }
@@ -240,8 +256,9 @@ impl HeapPages {
         self.filled = 0;
     }
 
-    /// Writes what is left. The rows are safe when the transaction commits.
-    pub fn finish(mut self) -> StoredKeys {
+    /// Writes what is left. The rows are safe when the transaction commits. Returns their keys, unless there were too
+    /// many to keep.
+    pub fn finish(mut self) -> Option<StoredKeys> {
         if self.filled > 0 {
             self.write_batch();
         }
@@ -252,7 +269,7 @@ impl HeapPages {
             if self.is_logged && pg_sys::GetRedoRecPtr() != self.redo_at_start {
                 pg_sys::smgrimmedsync(pg_sys::RelationGetSmgr(self.relation), MAIN);
             }
-            pg_sys::pgstat_count_heap_insert(self.relation, self.keys.keys.len() as _);
+            pg_sys::pgstat_count_heap_insert(self.relation, self.rows as _);
         }
         self.keys
     }
@@ -265,7 +282,7 @@ pub struct StoredKeys {
     /// The rows' keys, in the order of the rows.
     keys: Vec<i64>,
     /// For each page, the number of its first row.
-    first_of_page: Vec<usize>,
+    first_of_page: Vec<u32>,
 }
 
 impl StoredKeys {
@@ -284,8 +301,8 @@ impl StoredKeys {
         &self,
     ) -> impl Iterator<Item = impl Iterator<Item = (pg_sys::ItemPointerData, i64)> + '_> + '_ {
         self.first_of_page.iter().enumerate().map(|(block, &first)| {
-            let end = self.first_of_page.get(block + 1).copied().unwrap_or(self.keys.len());
-            self.keys[first..end].iter().enumerate().map(move |(offset, &key)| {
+            let end = self.first_of_page.get(block + 1).map_or(self.keys.len(), |&next| next as usize);
+            self.keys[first as usize..end].iter().enumerate().map(move |(offset, &key)| {
                 let mut place = pg_sys::ItemPointerData::default();
                 pgrx::itemptr::item_pointer_set_all(&mut place, block as u32, offset as u16 + 1);
                 (place, key)

@@ -24,18 +24,21 @@ struct Build {
     known_keys: pg_sys::TableAmRoutine,
 }
 
-/// Rebuilds all indexes of a table, which has just these rows.
+/// Rebuilds all indexes of a table, which has just these rows; without keys by reading them.
 ///
 /// # Safety
 /// The relation must be a heap, open and locked against everybody else; `keys` must name every row that it has.
-pub unsafe fn reindex(relation: pg_sys::Relation, name: &str, keys: StoredKeys) {
-    // Safety: the relation is open, and a heap's routine lives as long as the server.
-    let build = unsafe {
-        let heap = (*relation).rd_tableam;
-        let known_keys = pg_sys::TableAmRoutine { index_build_range_scan: Some(show_known_keys), ..*heap };
-        Build { relation, keys, heap, known_keys }
-    };
-    let _installed = Installed::new(&build);
+pub unsafe fn reindex(relation: pg_sys::Relation, name: &str, keys: Option<StoredKeys>) {
+    let build = keys.map(|keys| {
+        // Safety: the relation is open, and a heap's routine lives as long as the server.
+        unsafe {
+            let heap = (*relation).rd_tableam;
+            let known_keys =
+                pg_sys::TableAmRoutine { index_build_range_scan: Some(show_known_keys), ..*heap };
+            Build { relation, keys, heap, known_keys }
+        }
+    });
+    let _installed = build.as_ref().map(Installed::new);
     // The lock is held until the transaction ends: the name still means this table.
     Spi::run(&format!("REINDEX TABLE {name}")).unwrap_or_else(|e| error!("{e}"));
 }
