@@ -36,7 +36,7 @@ impl CpuTime {
 }
 
 /// Seconds of processor time that a process has used in all its threads; 0 where there is none.
-pub fn used_by(pid: i32) -> f64 {
+fn used_by(pid: i32) -> f64 {
     ProcessTicks::of(pid).map_or(0.0, |ticks| seconds(ticks.own))
 }
 
@@ -47,7 +47,7 @@ fn seconds(ticks: u64) -> f64 {
 /// A piece of work that was measured.
 pub struct Run {
     pub seconds: f64,
-    /// Of the server.
+    /// Of the server, and of the clients that were named.
     pub cpu_seconds: f64,
     /// Processors that were busy with something else, on average.
     pub busy_with_others: f64,
@@ -56,10 +56,21 @@ pub struct Run {
 impl Run {
     /// Measures work that the server does.
     pub fn of(cluster: &Cluster, work: impl FnOnce() -> Result<()>) -> Result<Run> {
+        Run::with_clients(cluster, &[], work)
+    }
+
+    /// Measures work that the server does together with these processes, whose processor time counts as the server's.
+    pub fn with_clients(
+        cluster: &Cluster,
+        clients: &[i32],
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<Run> {
+        let used_by_clients = || clients.iter().map(|&pid| used_by(pid)).sum::<f64>();
+        let used_before = used_by_clients();
         let (cpu_before, start) = (CpuTime::now(cluster)?, Instant::now());
         work()?;
         let (seconds, cpu_after) = (start.elapsed().as_secs_f64(), CpuTime::now(cluster)?);
-        let cpu_seconds = cpu_after.server - cpu_before.server;
+        let cpu_seconds = cpu_after.server - cpu_before.server + used_by_clients() - used_before;
         let others = cpu_after.machine - cpu_before.machine - cpu_seconds;
         Ok(Run { seconds, cpu_seconds, busy_with_others: (others / seconds).max(0.0) })
     }

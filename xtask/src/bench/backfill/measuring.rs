@@ -1,7 +1,7 @@
 //! Each contender's turn, and what the rounds say.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
@@ -12,7 +12,7 @@ use super::finished::{self, Place};
 use super::months::PairMonth;
 use super::python::{self, PythonSession};
 use super::sessions::{Session, Source, SqlSession, fill_all};
-use crate::bench::cpu::{self, CpuTime};
+use crate::bench::cpu;
 use crate::bench::market::{Market, Months};
 use crate::bench::rounds::{self, Effort};
 use crate::bench::server::observer;
@@ -157,21 +157,17 @@ impl<'a> Bench<'a> {
         let rows = self.rows_of(contender, &months)?;
         let mut sessions = self.open_sessions(contender)?;
         self.market.client.batch_execute("CHECKPOINT")?;
-        let cpu_of_processes = |sessions: &[Box<dyn Session>]| {
-            sessions.iter().filter_map(|s| s.process()).map(cpu::used_by).sum::<f64>()
-        };
-        let used_before = cpu_of_processes(&sessions);
-        let (cpu_before, start) = (CpuTime::now(self.market.cluster)?, Instant::now());
-        if contender.way == Way::Backfill {
-            let pairs = self.market.pairs.clone();
-            self.market.backfill(&pairs, contender.sessions, Months::New, rows / 2)?;
-        } else {
-            fill_all(&mut sessions, &months)?;
-        }
-        let (seconds, cpu_after) = (start.elapsed().as_secs_f64(), CpuTime::now(self.market.cluster)?);
-        let cpu_seconds = cpu_after.server - cpu_before.server + cpu_of_processes(&sessions) - used_before;
-        let others = cpu_after.machine - cpu_before.machine - cpu_seconds;
-        Ok(Run { seconds, rows, cpu_seconds, busy_with_others: (others / seconds).max(0.0) })
+        let clients: Vec<i32> = sessions.iter().filter_map(|session| session.process()).collect();
+        let cpu::Run { seconds, cpu_seconds, busy_with_others } =
+            cpu::Run::with_clients(self.market.cluster, &clients, || {
+                if contender.way == Way::Backfill {
+                    let pairs = self.market.pairs.clone();
+                    self.market.backfill(&pairs, contender.sessions, Months::New, rows / 2)
+                } else {
+                    fill_all(&mut sessions, &months)
+                }
+            })?;
+        Ok(Run { seconds, rows, cpu_seconds, busy_with_others })
     }
 
     /// One by one: one statement could hold only so many locks.
