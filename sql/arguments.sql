@@ -100,6 +100,10 @@ CREATE FUNCTION bqx._next_month(month date) RETURNS date
 LANGUAGE sql IMMUTABLE
 RETURN (month + interval '1 month')::date;
 
+CREATE FUNCTION bqx._months_after(month date, months int) RETURNS date
+LANGUAGE sql IMMUTABLE
+RETURN (month + pg_catalog.make_interval(months => months))::date;
+
 -- First days of the months from_month … to_month, both included.
 CREATE FUNCTION bqx._months(from_month date, to_month date) RETURNS SETOF date
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp

@@ -47,6 +47,7 @@ DECLARE
     one_family text;
     todo text[] := '{}';
     written record;
+    followed_as text;
     message text;
     detail text;
     hint text;
@@ -55,10 +56,11 @@ BEGIN
     PERFORM bqx._show_claim(run_id, worker, pair, to_char(month, 'YYYY-MM'), families, job_ids);
     BEGIN
         PERFORM bqx._lock_tables(pair, families);
+        followed_as := bqx._followed_as(bqx._m1_table(pair), month);  -- before the bars are read
         FOREACH one_family IN ARRAY families LOOP
             IF NOT bqx._run_force(run_id) AND bqx._month_is_current(one_family, pair, month) THEN
                 PERFORM bqx._finish_job(run_id, one_family, pair, month, 'done', worker, started,
-                    r.bars, 0::bigint, 0::bigint, r.input_fingerprint, NULL::text, NULL::text, NULL::text)
+                    r.bars, 0::bigint, 0::bigint, r.input_fingerprint, followed_as, NULL::text, NULL::text, NULL::text)
                    FROM bqx._recorded_month(one_family, pair, month) AS r;
             ELSE
                 todo := todo || one_family;
@@ -68,7 +70,7 @@ BEGIN
             FOR written IN SELECT * FROM bqx._write_month(pair, todo, month) LOOP
                 PERFORM bqx._finish_job(run_id, written.family, pair, month, 'done', worker, started,
                     written.bars, written.rows_written, written.rows_removed, written.input_fingerprint,
-                    NULL::text, NULL::text, NULL::text);
+                    followed_as, NULL::text, NULL::text, NULL::text);
             END LOOP;
         END IF;
         RETURN true;
@@ -83,7 +85,7 @@ BEGIN
                   FROM unnest(families, job_ids) AS j (f, id));
     END IF;
     PERFORM bqx._finish_job(run_id, families[1], pair, month, 'failed', worker, started, NULL::bigint, NULL::bigint,
-        NULL::bigint, NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code,
+        NULL::bigint, NULL::text, NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code,
         coalesce(nullif(hint, ''), bqx._hint_for(code)));
     RETURN false;
 END
@@ -95,6 +97,16 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = 0
 AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock(bqx._month_lock(pair, month));
+END
+$$;
+
+-- Waits for who computes rows because bars of the pair changed, and keeps others from it while the month is written: rows that
+-- they store would get in each other's way.
+CREATE FUNCTION bqx._await_followers(pair text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = 0
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(bqx._lock_key('pair', pair));
 END
 $$;
 
@@ -125,6 +137,7 @@ BEGIN
             IF claimed.families IS NOT NULL THEN
                 -- This lock excludes nobody: it only tells that the jobs are being done.
                 PERFORM pg_try_advisory_xact_lock(bqx._lock_key('job', id::text)) FROM unnest(claimed.job_ids) AS id;
+                PERFORM bqx._await_followers(unit.pair);
                 PERFORM bqx._run_jobs(run_id, unit.pair, unit.month, claimed.families, claimed.job_ids, worker);
             END IF;
             RETURN true;  -- one month a transaction, whether it was still open or not
@@ -365,6 +378,7 @@ AS $$
 DECLARE
     chosen_families pg_catalog.text[];
     chosen pg_catalog.text[];
+    answered pg_catalog.int8[];
 BEGIN
     PERFORM bqx._require_top_level('backfill'::pg_catalog.text);
     COMMIT;
@@ -377,11 +391,22 @@ BEGIN
     run_id := bqx._plan_run(chosen_families, chosen, from_month, to_month, jsonb_build_object(
         'families', chosen_families, 'pairs', chosen, 'from_month', from_month, 'to_month', to_month,
         'workers', workers, 'force', coalesce(force, false), 'wait', coalesce(wait, true)));
+    -- All months answer all changes that are noted by now.
+    IF from_month IS NULL AND to_month IS NULL AND cardinality(chosen_families) = 2 AND coalesce(wait, true) THEN
+        answered := ARRAY(SELECT n.change_id FROM unnest(chosen) AS p, bqx._noted_changes(p) AS n);
+    END IF;
     PERFORM bqx._enter_run(run_id);  -- whoever sees the run sees that it goes on
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     CALL bqx._work_off(run_id, workers, coalesce(wait, true));
+    IF answered <> '{}' THEN
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        PERFORM bqx._forget_changes(answered);
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+    END IF;
 END
 $$;
 COMMENT ON PROCEDURE bqx.backfill(text[], text[], date, date, int, boolean, boolean, bigint) IS

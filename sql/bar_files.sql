@@ -230,7 +230,7 @@ BEGIN
         RETURN;
     END IF;
     PERFORM bqx._ensure_partitions(m1, 'time', ARRAY(SELECT DISTINCT bqx._month_of(b.time) FROM pg_temp.bqx_bars AS b));
-    PERFORM bqx._keep_trigger_everywhere(m1);
+    PERFORM bqx._keep_triggers_everywhere(m1);
     ANALYZE pg_temp.bqx_bars;
     merged := bqx._merge_bars(m1);
     RAISE NOTICE 'm1_%: % bars loaded, % corrected, % equal, % repeated minutes dropped, % rejected (% lines, format %, % to %)',

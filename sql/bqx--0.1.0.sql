@@ -39,7 +39,7 @@ BEGIN
           FROM pg_catalog.pg_class AS c
          WHERE c.relnamespace = 'bqx'::pg_catalog.regnamespace
            AND c.relname IN ('pairs', 'baseline_rates', 'rejected_bars', 'm1_staging',
-                             'run_ledger', 'job_ledger', 'month_ledger',
+                             'run_ledger', 'job_ledger', 'month_ledger', 'bar_changes',
                              'runs', 'jobs', 'progress', 'pair_progress', 'recent', 'storage', 'dashboard',
                              'window_metrics', 'quadratic_fit')
          ORDER BY c.relname
@@ -131,6 +131,14 @@ CREATE  FUNCTION "_await_workers"(
 STRICT
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', '_await_workers_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/bar_changes.rs
+-- bqx::bar_changes::_begin_live
+
+CREATE FUNCTION bqx._begin_live() RETURNS trigger LANGUAGE c
+SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', '_begin_live_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -326,13 +334,16 @@ CREATE INDEX ON bqx.job_ledger (run_id, pair, month) WHERE state = 'pending';
 CREATE INDEX ON bqx.job_ledger (run_id, state) WHERE state IN ('failed', 'cancelled');
 CREATE INDEX ON bqx.job_ledger (finished_at);
 
--- What each month of a derived table was computed from.
+-- What each month of a derived table was computed from. Without a fingerprint, its rows have followed the bars, change by
+-- change, since the month was written. `followed_as` is what the month's bars were kept in when all of them were read
+-- last (_followed_as): while that is the same, every later change is known.
 CREATE TABLE bqx.month_ledger (
     family text NOT NULL,
     pair text NOT NULL,
     month date NOT NULL,
-    input_fingerprint text NOT NULL,
+    input_fingerprint text,
     bars bigint NOT NULL,
+    followed_as text,
     run_id bigint,
     computed_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     PRIMARY KEY (family, pair, month)
@@ -356,6 +367,7 @@ RETURN pg_catalog.hashtextextended('bqx ' || kind || ' ' || object, 0);
 --   work     shared, by sessions that do a run's jobs
 --   run end  by who ends a run: its call, or cancel()
 --   month    by who works on a pair's month
+--   pair     exclusive, by who computes rows because bars changed; shared, by who works on a month of the pair
 --   job      by who does this job
 -- Anyone can take an advisory lock: it says something about a run only where the session's role may act for the run's
 -- (_may_act_for).
@@ -497,14 +509,14 @@ $$;
 
 CREATE FUNCTION bqx._finish_job(
     run_id bigint, family text, pair text, month date, state text, worker int, started_at timestamp with time zone,
-    bars bigint, rows_written bigint, rows_removed bigint, input_fingerprint text,
+    bars bigint, rows_written bigint, rows_removed bigint, input_fingerprint text, followed_as text,
     error text, error_code text, error_hint text, caller bigint DEFAULT bqx._caller()
 ) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    role_name name := bqx._role_of($15);
+    role_name name := bqx._role_of($16);
 BEGIN
     PERFORM bqx._check_own_run($1, role_name);
     IF $5 = 'done' THEN
@@ -513,7 +525,7 @@ BEGIN
     UPDATE bqx.job_ledger AS j
        SET state = $5, worker = $6, started_at = $7, finished_at = clock_timestamp(),
            bars = $8, rows_written = $9, rows_removed = $10,
-           error = $12, error_code = $13, error_hint = $14
+           error = $13, error_code = $14, error_hint = $15
      WHERE j.run_id = $1 AND j.family = $2 AND j.pair = $3 AND j.month = $4 AND j.state = 'pending';
     IF NOT FOUND THEN
         RAISE EXCEPTION USING
@@ -521,10 +533,11 @@ BEGIN
             MESSAGE = format('run %s has no open job %s %s %s', $1, $2, $3, to_char($4, 'YYYY-MM'));
     END IF;
     IF $5 = 'done' THEN
-        INSERT INTO bqx.month_ledger AS m (family, pair, month, input_fingerprint, bars, run_id)
-        VALUES ($2, $3, $4, $11, $8, $1)
+        INSERT INTO bqx.month_ledger AS m (family, pair, month, input_fingerprint, bars, followed_as, run_id)
+        VALUES ($2, $3, $4, $11, $8, $12, $1)
         ON CONFLICT (family, pair, month) DO UPDATE
-           SET input_fingerprint = excluded.input_fingerprint, bars = excluded.bars, run_id = excluded.run_id,
+           SET input_fingerprint = excluded.input_fingerprint, bars = excluded.bars,
+               followed_as = excluded.followed_as, run_id = excluded.run_id,
                computed_at = CASE WHEN m.input_fingerprint = excluded.input_fingerprint
                                   THEN m.computed_at ELSE excluded.computed_at END;
     END IF;
@@ -636,6 +649,42 @@ AS $$
     SELECT DISTINCT m.month FROM bqx.month_ledger AS m
      WHERE m.family = ANY ($1) AND m.pair = $2 AND m.bars > 0
        AND bqx._may_read_derived(bqx._role_of($3)::name, m.family, m.pair)
+$$;
+
+-- Notes that rows of these months, and those of the months that lost bars, have followed changes of their bars.
+CREATE FUNCTION bqx._note_followed(
+    pair text, families text[], months date[], first_removed date, last_removed date, caller bigint DEFAULT bqx._caller())
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    role_name name := bqx._role_of($6);
+BEGIN
+    PERFORM bqx._check_may_write(role_name, bqx._derived_name(f, $1)) FROM unnest(families) AS f;
+    -- the usual case, for bars that come one by one: it is noted
+    IF (SELECT count(*) FROM bqx.month_ledger AS m
+         WHERE m.family = ANY ($2) AND m.pair = $1 AND m.month = ANY ($3) AND m.input_fingerprint IS NULL)
+       < cardinality($2) * cardinality($3) THEN
+        INSERT INTO bqx.month_ledger AS m (family, pair, month, bars)
+        SELECT f, $1, d, 1 FROM unnest($2) AS f, unnest($3) AS d
+            ON CONFLICT (family, pair, month) DO UPDATE SET input_fingerprint = NULL, bars = greatest(m.bars, 1)
+         WHERE m.input_fingerprint IS NOT NULL;
+    END IF;
+    IF $4 IS NOT NULL THEN
+        UPDATE bqx.month_ledger AS m SET input_fingerprint = NULL
+         WHERE m.family = ANY ($2) AND m.pair = $1 AND m.month BETWEEN $4 AND $5 AND m.input_fingerprint IS NOT NULL;
+    END IF;
+END
+$$;
+
+-- What is recorded of a pair's months.
+CREATE FUNCTION bqx._recorded_states(pair text, caller bigint DEFAULT bqx._caller())
+RETURNS TABLE (family text, month date, bars bigint, followed_as text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT m.family, m.month, m.bars, m.followed_as FROM bqx.month_ledger AS m
+     WHERE m.pair = $1 AND bqx._may_read_derived(bqx._role_of($2)::name, m.family, m.pair)
 $$;
 
 -- Forgets a table's months after it was dropped (and only then).
@@ -754,6 +803,23 @@ CREATE  FUNCTION "_fingerprint_of_bars"(
 IMMUTABLE STRICT
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', '_fingerprint_of_bars_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/live.rs
+-- bqx::live::_follow_changes
+
+CREATE FUNCTION bqx._follow_changes(
+    pair text, from_ts timestamp with time zone[], to_ts timestamp with time zone[], removed boolean[]) RETURNS bigint
+LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', '_follow_changes_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/bar_changes.rs
+-- bqx::bar_changes::_follow_live
+
+CREATE FUNCTION bqx._follow_live() RETURNS trigger LANGUAGE c
+SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', '_follow_live_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -938,6 +1004,10 @@ RETURN month::timestamp AT TIME ZONE 'UTC';
 CREATE FUNCTION bqx._next_month(month date) RETURNS date
 LANGUAGE sql IMMUTABLE
 RETURN (month + interval '1 month')::date;
+
+CREATE FUNCTION bqx._months_after(month date, months int) RETURNS date
+LANGUAGE sql IMMUTABLE
+RETURN (month + pg_catalog.make_interval(months => months))::date;
 
 -- First days of the months from_month … to_month, both included.
 CREATE FUNCTION bqx._months(from_month date, to_month date) RETURNS SETOF date
@@ -1447,7 +1517,7 @@ BEGIN
                 coalesce(from_month, least(bqx._month_of(span.first_bar), bqx._first_of_month(to_month))),
                 coalesce(to_month, greatest(bqx._month_of(span.last_bar), bqx._first_of_month(from_month))))));
         END IF;
-        PERFORM bqx._keep_trigger_everywhere(m1);
+        PERFORM bqx._keep_triggers_everywhere(m1);
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -1549,6 +1619,192 @@ CREATE FUNCTION bqx._month_bars(
     OUT bad_indexes bigint, OUT bad_index_at timestamp with time zone)
 RETURNS SETOF record LANGUAGE c STABLE ROWS 1 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', '_month_bars_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/live.rs
+-- bqx::live::_months_ahead
+CREATE  FUNCTION "_months_ahead"() RETURNS INT /* i32 */
+STRICT STABLE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_months_ahead_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/bar_changes.rs
+-- bqx::bar_changes::_note_bar_change
+
+CREATE FUNCTION bqx._note_bar_change() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', '_note_bar_change_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   baselines
+--   bar_changes::_note_bar_change
+--   bar_changes::_begin_live
+--   bar_changes::_follow_live
+
+-- Which bars changed, so that what they affect can be computed without reading all months: a trigger on M1 notes it.
+
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
+-- Changes whose rows nobody has computed yet, as stretches of time, both ends included; `removed` where there may be a
+-- bar less than before. Live pairs have none: their rows are computed with the change. Not dumped: where the tables are
+-- others, all months are read once anyway (_followed_as).
+CREATE TABLE bqx.bar_changes (
+    change_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    pair text NOT NULL,
+    from_ts timestamp with time zone NOT NULL,
+    to_ts timestamp with time zone NOT NULL,
+    removed boolean NOT NULL,
+    noted_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+CREATE INDEX ON bqx.bar_changes (pair);
+
+-- The noted changes of a pair, for who may read its derived tables.
+CREATE FUNCTION bqx._noted_changes(pair text, caller bigint DEFAULT bqx._caller())
+RETURNS TABLE (change_id bigint, from_ts timestamp with time zone, to_ts timestamp with time zone, removed boolean,
+               noted_at timestamp with time zone)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    role_name name := bqx._role_of($2);
+BEGIN
+    RETURN QUERY
+    SELECT n.change_id, n.from_ts, n.to_ts, n.removed, n.noted_at FROM bqx.bar_changes AS n
+     WHERE n.pair = $1 AND (bqx._may_read_derived(role_name, 'bqx', $1) OR bqx._may_read_derived(role_name, 'reg', $1))
+     ORDER BY n.change_id;
+END
+$$;
+
+-- Forgets changes whose rows are computed.
+CREATE FUNCTION bqx._forget_changes(change_ids bigint[], caller bigint DEFAULT bqx._caller()) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    role_name name := bqx._role_of($2);
+BEGIN
+    PERFORM bqx._check_may_write(role_name, bqx._derived_name(f, p.pair))
+       FROM (SELECT DISTINCT n.pair FROM bqx.bar_changes AS n WHERE n.change_id = ANY ($1)) AS p,
+            unnest(ARRAY['bqx', 'reg']) AS f
+      WHERE to_regclass(format('bqx.%I', bqx._derived_name(f, p.pair))) IS NOT NULL;
+    DELETE FROM bqx.bar_changes AS n WHERE n.change_id = ANY ($1);
+END
+$$;
+
+-- What a table's rows are kept in: its storage, and the trigger that notes changes, with the transaction that made or
+-- altered it. Rows that came or went without being noted (TRUNCATE, a partition attached or detached, triggers that
+-- were disabled) leave another one behind. NULL: not every change is noted.
+CREATE FUNCTION bqx._table_identity(rel regclass) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (SELECT CASE WHEN count(*) = count(t.oid)
+                   THEN string_agg(format('%s.%s.%s.%s', l.oid, l.relfilenode, t.oid, t.xmin), ' ' ORDER BY l.oid) END
+              FROM pg_class AS l
+              LEFT JOIN pg_trigger AS t ON t.tgrelid = l.oid AND t.tgname = 'bqx_note_change' AND t.tgenabled = 'A'
+             WHERE l.oid IN (SELECT rel::oid UNION SELECT p.relid::oid FROM pg_partition_tree(rel) AS p)
+               AND l.relkind = 'r');
+END
+$$;
+
+-- The parts that an M1 table's bars are kept in, with their identities: its partitions by month, or else itself.
+CREATE FUNCTION bqx._m1_parts(m1 regclass)
+RETURNS TABLE (from_ts timestamp with time zone, to_ts timestamp with time zone, identity text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF bqx._is_partitioned_by(m1, 'time') AND NOT bqx._has_default_partition(m1) THEN
+        RETURN QUERY
+        SELECT p.from_ts, p.to_ts, bqx._table_identity(p.partition) FROM bqx._partitions(m1) AS p;
+    ELSE
+        RETURN QUERY
+        SELECT '-infinity'::timestamptz, 'infinity'::timestamptz, bqx._table_identity(m1);
+    END IF;
+END
+$$;
+
+-- What a month's bars are kept in: the identities of all parts that hold some of it. NULL: not every change is noted.
+CREATE FUNCTION bqx._followed_as(m1 regclass, month date) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    starts_at timestamptz := bqx._month_start(month);
+    ends_at timestamptz := bqx._month_start(bqx._next_month(month));
+    usual regclass;
+BEGIN
+    IF bqx._is_partitioned_by(m1, 'time') AND NOT bqx._has_default_partition(m1) THEN
+        usual := bqx._partition_of_month(m1, month);
+        IF usual IS NULL THEN
+            RETURN 'no partition';
+        ELSIF EXISTS (SELECT FROM bqx._partitions(m1, usual) AS p WHERE p.from_ts <= starts_at AND p.to_ts >= ends_at) THEN
+            RETURN bqx._table_identity(usual);
+        END IF;
+    END IF;
+    RETURN (SELECT CASE WHEN count(*) = 0 THEN 'no partition'
+                        WHEN count(*) = count(p.identity) THEN string_agg(p.identity, ' ' ORDER BY p.from_ts) END
+              FROM bqx._m1_parts(m1) AS p WHERE p.from_ts < ends_at AND p.to_ts > starts_at);
+END
+$$;
+
+-- Triggers of ours that a table lacks, or that a session as a replica would not fire. PostgreSQL copies the triggers on
+-- rows to partitions, but ENABLE ALWAYS not on every major; those of statements are for us to make.
+CREATE FUNCTION bqx._keep_triggers_everywhere(m1 regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    live bytea := (SELECT t.tgargs FROM pg_trigger AS t WHERE t.tgrelid = m1 AND t.tgname = 'bqx_live');
+    pair text := convert_from(rtrim(live, '\x00'), 'UTF8');
+    lacking regclass;
+    lax record;
+BEGIN
+    IF live IS NOT NULL THEN
+        FOR lacking IN
+            SELECT p.relid FROM pg_partition_tree(m1) AS p
+             WHERE p.relid <> m1
+               AND NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = p.relid AND t.tgname = 'bqx_live')
+        LOOP
+            PERFORM bqx._create_live_triggers(pair, lacking);
+        END LOOP;
+    END IF;
+    FOR lax IN
+        SELECT t.tgrelid::regclass AS rel, t.tgname FROM pg_trigger AS t
+         WHERE t.tgname IN ('bqx_set_rate_index', 'bqx_note_change', 'bqx_live_begin', 'bqx_live') AND t.tgenabled <> 'A'
+           AND t.tgrelid IN (SELECT m1::oid UNION SELECT p.relid::oid FROM pg_partition_tree(m1) AS p)
+    LOOP
+        EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', lax.rel, lax.tgname);
+    END LOOP;
+END
+$$;
+
+-- The triggers of live mode, on one table: a statement fires those of the table that it names, and no others.
+CREATE FUNCTION bqx._create_live_triggers(pair text, rel regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE format('CREATE TRIGGER bqx_live_begin BEFORE INSERT OR UPDATE OR DELETE ON %s '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION bqx._begin_live(%L)', rel, pair);
+    EXECUTE format('CREATE TRIGGER bqx_live AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION bqx._follow_live(%L)', rel, pair);
+END
+$$;
+
+-- From now on, changes of the pair's bars are noted. Where that is new, all months are read once more.
+CREATE FUNCTION bqx._note_changes_of(pair text, m1 regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = m1 AND t.tgname = 'bqx_note_change') THEN
+        EXECUTE format('CREATE TRIGGER bqx_note_change AFTER INSERT OR UPDATE OR DELETE ON %s '
+                       'FOR EACH ROW EXECUTE FUNCTION bqx._note_bar_change(%L)', m1, pair);
+    END IF;
+    PERFORM bqx._keep_triggers_everywhere(m1);
+END
+$$;
+
+SET LOCAL search_path TO bqx, pg_temp;
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1733,6 +1989,14 @@ AS 'MODULE_PATHNAME', '_role_of_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/live.rs
+-- bqx::live::_rows_to_store
+
+CREATE FUNCTION bqx._rows_to_store() RETURNS SETOF record LANGUAGE c VOLATILE ROWS 10
+SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', '_rows_to_store_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/session.rs
 -- bqx::session::_session_id
 CREATE  FUNCTION "_session_id"() RETURNS TEXT /* String */
@@ -1767,7 +2031,7 @@ CREATE FUNCTION bqx._set_rate_index() RETURNS trigger LANGUAGE c AS 'MODULE_PATH
 /* <begin connected objects> */
 -- src/lib.rs
 -- requires:
---   baselines
+--   bar_changes
 --   rate_index::_rate_index_or_null
 --   rate_index_trigger::_set_rate_index
 
@@ -1800,23 +2064,6 @@ BEGIN
 END
 $$;
 
--- ENABLE ALWAYS does not reach partitions' copies of the trigger on every major, nor those of later partitions.
-CREATE FUNCTION bqx._keep_trigger_everywhere(m1 regclass) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    lax regclass;
-BEGIN
-    FOR lax IN
-        SELECT t.tgrelid::regclass FROM pg_trigger AS t
-         WHERE t.tgname = 'bqx_set_rate_index' AND t.tgenabled <> 'A'
-           AND (t.tgrelid = m1 OR t.tgrelid IN (SELECT i.inhrelid FROM pg_inherits AS i WHERE i.inhparent = m1))
-    LOOP
-        EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER bqx_set_rate_index', lax);
-    END LOOP;
-END
-$$;
-
 -- (Re)makes the trigger where its baseline is not this one.
 CREATE FUNCTION bqx._install_rate_index_trigger(m1 regclass, baseline double precision) RETURNS void
 LANGUAGE plpgsql
@@ -1836,7 +2083,6 @@ BEGIN
         EXECUTE format('CREATE TRIGGER bqx_set_rate_index BEFORE INSERT OR UPDATE ON %s '
                        'FOR EACH ROW EXECUTE FUNCTION bqx._set_rate_index(%L)', m1, baseline::text);
     END IF;
-    PERFORM bqx._keep_trigger_everywhere(m1);
 END
 $$;
 
@@ -1899,9 +2145,11 @@ BEGIN
         IF generated THEN
             RAISE NOTICE 'm1_%: rate_index is a generated column and stays as it is', chosen_pair;
             leaves := '{}';
+            PERFORM bqx._note_changes_of(chosen_pair, m1);
         ELSE
             -- The trigger first: a bar that comes meanwhile has its index from the same baseline.
             PERFORM bqx._install_rate_index_trigger(m1, baseline);
+            PERFORM bqx._note_changes_of(chosen_pair, m1);
             leaves := bqx._leaves(m1);
             PERFORM bqx._check_sees_all_rows(l) FROM unnest(leaves) AS l;  -- each is updated on its own
         END IF;
@@ -1909,6 +2157,7 @@ BEGIN
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;
         FOREACH leaf IN ARRAY leaves LOOP
+            SET LOCAL bqx.live = off;  -- all rows are stale then, and sooner made anew by the month
             changed := changed + bqx._update_rate_index(leaf, baseline);
             COMMIT;
             SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
@@ -2197,7 +2446,7 @@ BEGIN
         RETURN;
     END IF;
     PERFORM bqx._ensure_partitions(m1, 'time', ARRAY(SELECT DISTINCT bqx._month_of(b.time) FROM pg_temp.bqx_bars AS b));
-    PERFORM bqx._keep_trigger_everywhere(m1);
+    PERFORM bqx._keep_triggers_everywhere(m1);
     ANALYZE pg_temp.bqx_bars;
     merged := bqx._merge_bars(m1);
     RAISE NOTICE 'm1_%: % bars loaded, % corrected, % equal, % repeated minutes dropped, % rejected (% lines, format %, % to %)',
@@ -2341,7 +2590,7 @@ BEGIN
     m1 := bqx._ensure_m1(pair);
     PERFORM bqx._check_sees_all_rows(m1);
     PERFORM bqx._ensure_partitions(m1, 'time', ARRAY[month]);
-    PERFORM bqx._keep_trigger_everywhere(m1);
+    PERFORM bqx._keep_triggers_everywhere(m1);
     EXECUTE format(
         'SELECT count(*) FROM %1$s AS t WHERE t.time >= %2$s AND t.time < %3$s AND NOT EXISTS ('
         '  SELECT FROM bqx._simulated_bars($3, $4, $5, $6) AS s WHERE %4$s = t.time AND '
@@ -2530,7 +2779,8 @@ BEGIN
             IF first_month IS NULL OR last_month IS NULL THEN
                 span := bqx._m1_span(m1);
                 first_month := coalesce(first_month, least(bqx._month_of(span.first_bar), last_month));
-                last_month := coalesce(last_month, greatest(bqx._month_of(span.last_bar), first_month));
+                last_month := coalesce(last_month, greatest(bqx._months_after(bqx._month_of(span.last_bar), bqx._months_ahead()),
+                                                            first_month));
             END IF;
             derived := to_regclass(format('bqx.%I', bqx._derived_name(chosen_family, chosen_pair)));
             existed := derived IS NOT NULL;
@@ -2822,6 +3072,17 @@ BEGIN
 END
 $$;
 
+-- Whether the table's rows are nobody's but ours, to be deleted if need be: no other columns, no other tables that refer to them.
+CREATE FUNCTION bqx._holds_own_rows_alone(family text, derived regclass) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN cardinality((bqx._own_columns(family, derived)).foreign_names) = 0 AND NOT EXISTS (
+        SELECT FROM pg_constraint AS k
+         WHERE k.contype = 'f' AND (k.confrelid = derived OR k.confrelid IN (SELECT t.relid FROM pg_partition_tree(derived) AS t)));
+END
+$$;
+
 -- The plain way. Rows and fingerprint come from one statement, so from one snapshot.
 -- A table of our columns alone is made to hold exactly the computed rows: rows that differ are deleted and
 -- inserted, equal ones are not touched. Where there are other columns, or foreign keys of other tables (which might
@@ -2845,9 +3106,7 @@ DECLARE
     stored_values text;
     target_names text;
     in_month text;
-    own_alone boolean := cardinality(own.foreign_names) = 0 AND NOT EXISTS (
-        SELECT FROM pg_constraint AS k
-         WHERE k.contype = 'f' AND (k.confrelid = derived OR k.confrelid IN (SELECT t.relid FROM pg_partition_tree(derived) AS t)));
+    own_alone boolean := bqx._holds_own_rows_alone(family, derived);
     key text := bqx._as_key(derived, 'ts_utc', 'c.ts_utc');
 BEGIN
     value_names := ARRAY(SELECT n FROM unnest(own.names) AS n WHERE n NOT IN ('ts_utc', 'created_at'));
@@ -3116,6 +3375,7 @@ DECLARE
     one_family text;
     todo text[] := '{}';
     written record;
+    followed_as text;
     message text;
     detail text;
     hint text;
@@ -3124,10 +3384,11 @@ BEGIN
     PERFORM bqx._show_claim(run_id, worker, pair, to_char(month, 'YYYY-MM'), families, job_ids);
     BEGIN
         PERFORM bqx._lock_tables(pair, families);
+        followed_as := bqx._followed_as(bqx._m1_table(pair), month);  -- before the bars are read
         FOREACH one_family IN ARRAY families LOOP
             IF NOT bqx._run_force(run_id) AND bqx._month_is_current(one_family, pair, month) THEN
                 PERFORM bqx._finish_job(run_id, one_family, pair, month, 'done', worker, started,
-                    r.bars, 0::bigint, 0::bigint, r.input_fingerprint, NULL::text, NULL::text, NULL::text)
+                    r.bars, 0::bigint, 0::bigint, r.input_fingerprint, followed_as, NULL::text, NULL::text, NULL::text)
                    FROM bqx._recorded_month(one_family, pair, month) AS r;
             ELSE
                 todo := todo || one_family;
@@ -3137,7 +3398,7 @@ BEGIN
             FOR written IN SELECT * FROM bqx._write_month(pair, todo, month) LOOP
                 PERFORM bqx._finish_job(run_id, written.family, pair, month, 'done', worker, started,
                     written.bars, written.rows_written, written.rows_removed, written.input_fingerprint,
-                    NULL::text, NULL::text, NULL::text);
+                    followed_as, NULL::text, NULL::text, NULL::text);
             END LOOP;
         END IF;
         RETURN true;
@@ -3152,7 +3413,7 @@ BEGIN
                   FROM unnest(families, job_ids) AS j (f, id));
     END IF;
     PERFORM bqx._finish_job(run_id, families[1], pair, month, 'failed', worker, started, NULL::bigint, NULL::bigint,
-        NULL::bigint, NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code,
+        NULL::bigint, NULL::text, NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code,
         coalesce(nullif(hint, ''), bqx._hint_for(code)));
     RETURN false;
 END
@@ -3164,6 +3425,16 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = 0
 AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock(bqx._month_lock(pair, month));
+END
+$$;
+
+-- Waits for who computes rows because bars of the pair changed, and keeps others from it while the month is written: rows that
+-- they store would get in each other's way.
+CREATE FUNCTION bqx._await_followers(pair text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = 0
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(bqx._lock_key('pair', pair));
 END
 $$;
 
@@ -3194,6 +3465,7 @@ BEGIN
             IF claimed.families IS NOT NULL THEN
                 -- This lock excludes nobody: it only tells that the jobs are being done.
                 PERFORM pg_try_advisory_xact_lock(bqx._lock_key('job', id::text)) FROM unnest(claimed.job_ids) AS id;
+                PERFORM bqx._await_followers(unit.pair);
                 PERFORM bqx._run_jobs(run_id, unit.pair, unit.month, claimed.families, claimed.job_ids, worker);
             END IF;
             RETURN true;  -- one month a transaction, whether it was still open or not
@@ -3434,6 +3706,7 @@ AS $$
 DECLARE
     chosen_families pg_catalog.text[];
     chosen pg_catalog.text[];
+    answered pg_catalog.int8[];
 BEGIN
     PERFORM bqx._require_top_level('backfill'::pg_catalog.text);
     COMMIT;
@@ -3446,11 +3719,22 @@ BEGIN
     run_id := bqx._plan_run(chosen_families, chosen, from_month, to_month, jsonb_build_object(
         'families', chosen_families, 'pairs', chosen, 'from_month', from_month, 'to_month', to_month,
         'workers', workers, 'force', coalesce(force, false), 'wait', coalesce(wait, true)));
+    -- All months answer all changes that are noted by now.
+    IF from_month IS NULL AND to_month IS NULL AND cardinality(chosen_families) = 2 AND coalesce(wait, true) THEN
+        answered := ARRAY(SELECT n.change_id FROM unnest(chosen) AS p, bqx._noted_changes(p) AS n);
+    END IF;
     PERFORM bqx._enter_run(run_id);  -- whoever sees the run sees that it goes on
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     CALL bqx._work_off(run_id, workers, coalesce(wait, true));
+    IF answered <> '{}' THEN
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        PERFORM bqx._forget_changes(answered);
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+    END IF;
 END
 $$;
 COMMENT ON PROCEDURE bqx.backfill(text[], text[], date, date, int, boolean, boolean, bigint) IS
@@ -3461,6 +3745,577 @@ COMMENT ON PROCEDURE bqx.backfill(text[], text[], date, date, int, boolean, bool
 -- src/lib.rs
 -- requires:
 --   backfill
+--   live::_rows_to_store
+--   live::_follow_changes
+--   live::_months_ahead
+
+-- What src/live.rs needs to know and to do in SQL: the rows that changed bars affect, in the caller's transaction.
+
+-- Why rows of a derived table can't follow changes of bars one by one; NULL: they can.
+CREATE FUNCTION bqx._why_not_followed(derived regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN NOT EXISTS (
+        SELECT FROM pg_index AS i
+          JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+         WHERE i.indrelid = derived AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indnkeyatts = 1
+           AND i.indpred IS NULL AND a.attname = 'ts_utc')
+        THEN format('%s has no unique index on ts_utc', derived) END
+$$;
+
+-- The statement that stores the rows of _rows_to_store where they differ from what is there. What was changed gets the
+-- created_at of a new row.
+CREATE FUNCTION bqx._upsert_statement(family text, derived regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format(
+        'INSERT INTO %s AS t (ts_utc%s) SELECT %s%s FROM bqx._rows_to_store() AS c (ts_utc timestamptz%s) '
+        'ON CONFLICT (ts_utc) DO %s', derived,
+        string_agg(format(', %I', n), '' ORDER BY i), bqx._as_key(derived, 'ts_utc', 'c.ts_utc'),
+        string_agg(format(', c.%I::%s', n, bqx._column_type(derived, n)), '' ORDER BY i),
+        string_agg(format(', %I double precision', n), '' ORDER BY i),
+        CASE WHEN count(n) = 0 THEN 'NOTHING' ELSE format(
+            'UPDATE SET (%s) = ROW(%s) WHERE ROW(%s) IS DISTINCT FROM ROW(%s)',
+            string_agg(quote_ident(n), ', ' ORDER BY i) || max(t.created), string_agg(format('excluded.%I', n), ', ' ORDER BY i)
+                || max(t.created_anew),
+            string_agg(format('t.%I', n), ', ' ORDER BY i), string_agg(format('excluded.%I', n), ', ' ORDER BY i)) END)
+      FROM bqx._own_columns(family, derived) AS own
+     CROSS JOIN LATERAL (SELECT CASE WHEN 'created_at' = ANY (own.names) THEN ', created_at' ELSE '' END,
+                                CASE WHEN 'created_at' = ANY (own.names) THEN ', excluded.created_at' ELSE '' END
+                        ) AS t (created, created_anew)
+      LEFT JOIN LATERAL unnest(own.names) WITH ORDINALITY AS u (n, i) ON n NOT IN ('ts_utc', 'created_at')
+$$;
+
+-- The derived tables that a pair has, and how their rows are stored.
+CREATE FUNCTION bqx._tables_to_follow(pair text)
+RETURNS TABLE (family text, derived regclass, column_names text[], upsert text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    reason text;
+BEGIN
+    FOREACH family IN ARRAY ARRAY['bqx', 'reg'] LOOP
+        CONTINUE WHEN to_regclass(format('bqx.%I', bqx._derived_name(family, pair))) IS NULL;
+        derived := bqx._derived_table(family, pair);
+        reason := bqx._why_not_followed(derived);
+        IF reason IS NOT NULL THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'object_not_in_prerequisite_state',
+                MESSAGE = format('rows cannot follow changes of bars of "%s": %s', pair, reason),
+                HINT = format('ALTER TABLE %s ADD PRIMARY KEY (ts_utc);  or CALL bqx.disable_live(ARRAY[%L]);', derived, pair);
+        END IF;
+        PERFORM bqx._check_sees_all_rows(derived);
+        column_names := (bqx._own_columns(family, derived)).names;
+        upsert := bqx._upsert_statement(family, derived);
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+
+-- A month's partition, for rows that are about to be stored. Only the table's owner can make it.
+CREATE FUNCTION bqx._make_followed_partition(family text, pair text, month date) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    derived regclass := bqx._derived_table(family, pair);
+BEGIN
+    IF NOT pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = derived), 'USAGE') THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'insufficient_privilege',
+            MESSAGE = format('%s has no partition for %s, and role "%s" cannot make one', derived, to_char(month, 'YYYY-MM'), current_user),
+            HINT = format('As its owner: CALL bqx.create_tables(pairs => ARRAY[%L], from_month => %L, to_month => %2$L);  '
+                          'CALL bqx.refresh();  from time to time makes the coming month''s.', pair, month);
+    END IF;
+    PERFORM bqx._ensure_partition_to_write(derived, month);
+END
+$$;
+
+-- Deletes the rows of a stretch of time, both ends included, that have no bar. As in _write_month_plainly, not where the
+-- table has other columns, or other tables refer to its rows: those are for verify() to name.
+CREATE FUNCTION bqx._remove_rows_without_bars(pair text, from_ts timestamp with time zone, to_ts timestamp with time zone)
+RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(pair);
+    one_table record;
+    removed bigint;
+    all_removed bigint := 0;
+BEGIN
+    FOR one_table IN SELECT f.family, f.derived FROM bqx._tables_to_follow(pair) AS f LOOP
+        CONTINUE WHEN NOT bqx._holds_own_rows_alone(one_table.family, one_table.derived);
+        EXECUTE format(
+            'DELETE FROM %s AS t WHERE t.ts_utc >= %s AND t.ts_utc <= %s AND NOT EXISTS ('
+            'SELECT FROM %s AS b WHERE b.time = %s AND b.time >= %s AND b.time <= %s)', one_table.derived,
+            bqx._as_key(one_table.derived, 'ts_utc', '$1'), bqx._as_key(one_table.derived, 'ts_utc', '$2'), m1,
+            bqx._as_key(m1, 'time', replace(bqx._as_instant(one_table.derived, 'ts_utc'), 'ts_utc', 't.ts_utc')),
+            bqx._as_key(m1, 'time', '$1'), bqx._as_key(m1, 'time', '$2'))
+          USING from_ts, to_ts;
+        GET DIAGNOSTICS removed = ROW_COUNT;
+        all_removed := all_removed + removed;
+    END LOOP;
+    RETURN all_removed;
+END
+$$;
+
+CREATE FUNCTION bqx._refuse_to_follow(m1 regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RAISE EXCEPTION USING
+        ERRCODE = 'insufficient_privilege',
+        MESSAGE = format('permission denied for table %s', m1),
+        DETAIL = 'Its derived rows are computed from the bars before and after those that changed.',
+        HINT = format('GRANT SELECT ON %s TO %I;', m1, current_user);
+END
+$$;
+
+CREATE FUNCTION bqx._notify_bars(pair text, from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS void
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+AS $$
+    SELECT pg_notify('bqx_bars', json_build_object('pair', pair, 'from', from_ts, 'to', to_ts)::text)
+$$;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   follow
+
+-- What of the derived tables is missing or stale, and bringing it up to date.
+--
+-- Changes that were noted are few: just the rows that they affect are computed, by _follow_changes. Whole months are jobs,
+-- as in a backfill: those that were never written, those with more changes than that is good for, and those whose
+-- changes were not noted, which first have to be read to know whether there are any.
+
+-- Changes over a longer time are for a month's job: it takes some 0.1 s to find that nothing differs, and is faster
+-- by the row.
+CREATE FUNCTION bqx._longest_followed() RETURNS interval
+LANGUAGE sql IMMUTABLE
+RETURN '1 day'::interval;
+
+-- The time of the last row that a change at this instant affects, for rows that look back over so many bars.
+CREATE FUNCTION bqx._last_affected(m1 regclass, changed_at timestamp with time zone, lookback int) RETURNS timestamp with time zone
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    last_time timestamptz;
+BEGIN
+    EXECUTE format('SELECT max(%s) FROM (SELECT time FROM %s WHERE time > %s ORDER BY time LIMIT $2) AS after',
+                   bqx._as_instant(m1, 'time'), m1, bqx._as_key(m1, 'time', '$1'))
+       INTO last_time USING changed_at, lookback;
+    RETURN greatest(last_time, changed_at);
+END
+$$;
+
+-- The families that a pair has tables of.
+CREATE FUNCTION bqx._families_of(pair text) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT ARRAY(SELECT f FROM unnest(ARRAY['bqx', 'reg']) AS f
+                  WHERE to_regclass(format('bqx.%I', bqx._derived_name(f, pair))) IS NOT NULL)
+$$;
+
+-- The noted changes of a pair, with the months of the rows that they affect. `by_month`: better computed by the month.
+CREATE FUNCTION bqx._changes_to_follow(pair text)
+RETURNS TABLE (change_id bigint, from_ts timestamp with time zone, to_ts timestamp with time zone, removed boolean,
+               noted_at timestamp with time zone, months date[], by_month boolean)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(pair);
+    span record := bqx._m1_span(m1);
+    lookback int := (SELECT max(own.lookback) FROM unnest(bqx._families_of(pair)) AS f,
+                            LATERAL bqx._own_columns(f, bqx._derived_table(f, pair)) AS own);
+    tables_follow boolean := (SELECT bool_and(bqx._why_not_followed(bqx._derived_table(f, pair)) IS NULL)
+                                FROM unnest(bqx._families_of(pair)) AS f);
+BEGIN
+    FOR change_id, from_ts, to_ts, removed, noted_at IN SELECT n.* FROM bqx._noted_changes(pair) AS n LOOP
+        by_month := NOT tables_follow OR to_ts - from_ts > bqx._longest_followed();
+        -- infinite ends: a table was emptied
+        months := ARRAY(SELECT bqx._months(
+            bqx._month_of(greatest(from_ts, least(span.first_bar, to_ts), '1900-01-01 00:00+00')),
+            bqx._month_of(bqx._last_affected(
+                m1, least(to_ts, greatest(span.last_bar, from_ts), '2999-12-31 00:00+00'), lookback))));
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+
+-- Months of a derived table that have to be read to know whether they are as they should be, and why.
+CREATE FUNCTION bqx._months_to_check(pair text, families text[])
+RETURNS TABLE (family text, month date, reason text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH parts AS MATERIALIZED (
+        SELECT p.* FROM bqx._m1_parts(bqx._m1_table(pair)) AS p
+    ), kept AS MATERIALIZED (
+        SELECT d.m AS month, bqx._month_start(d.m) AS starts_at, bqx._month_start(bqx._next_month(d.m)) AS ends_at
+          FROM unnest(bqx._months_to_fill(families, pair, NULL, NULL)) AS d (m)
+    ), followed AS MATERIALIZED (
+        SELECT k.month, k.starts_at, k.ends_at,
+               CASE WHEN count(p.from_ts) = 0 THEN 'no partition'
+                    WHEN count(p.from_ts) = count(p.identity) THEN string_agg(p.identity, ' ' ORDER BY p.from_ts) END AS kept_in
+          FROM kept AS k LEFT JOIN parts AS p ON p.from_ts < k.ends_at AND p.to_ts > k.starts_at
+         GROUP BY k.month, k.starts_at, k.ends_at
+    ), recorded AS MATERIALIZED (
+        SELECT r.* FROM bqx._recorded_states(pair) AS r
+    ), stored AS MATERIALIZED (
+        SELECT f AS family, s.* FROM unnest(families) AS f, LATERAL bqx._filled_parts(bqx._derived_table(f, pair)) AS s
+    )
+    SELECT f, k.month, CASE WHEN r.month IS NULL THEN 'never computed'
+                            WHEN r.followed_as IS DISTINCT FROM k.kept_in OR k.kept_in IS NULL THEN 'changes are not known'
+                            ELSE 'rows are gone' END
+      FROM unnest(families) AS f CROSS JOIN followed AS k
+      LEFT JOIN recorded AS r ON r.family = f AND r.month = k.month
+     WHERE r.month IS NULL OR r.followed_as IS DISTINCT FROM k.kept_in OR k.kept_in IS NULL
+        OR r.bars > 0 AND NOT EXISTS (SELECT FROM stored AS s
+                                       WHERE s.family = f AND s.from_ts < k.ends_at AND s.to_ts > k.starts_at)
+     ORDER BY k.month, f;
+END
+$$;
+
+-- The parts of a derived table that have storage for rows: what was truncated, dropped, or (unlogged) lost in a crash
+-- has none.
+CREATE FUNCTION bqx._filled_parts(derived regclass) RETURNS TABLE (from_ts timestamp with time zone, to_ts timestamp with time zone)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF bqx._is_partitioned_by(derived, 'ts_utc') AND NOT bqx._has_default_partition(derived) THEN
+        RETURN QUERY
+        SELECT p.from_ts, p.to_ts FROM bqx._partitions(derived) AS p
+         WHERE EXISTS (SELECT FROM unnest(bqx._leaves(p.partition)) AS l WHERE pg_relation_size(l) > 0);
+    ELSE
+        RETURN QUERY
+        SELECT '-infinity'::timestamptz, 'infinity'::timestamptz
+         WHERE EXISTS (SELECT FROM unnest(bqx._leaves(derived)) AS l WHERE pg_relation_size(l) > 0);
+    END IF;
+END
+$$;
+
+-- Rows at the table's end that are missing, though no change was noted: somebody deleted them. They are found without
+-- reading a month. Rows that are missing in the middle are for backfill() and verify() to find, which count them.
+CREATE FUNCTION bqx._missing_tail(pair text, families text[], OUT from_ts timestamp with time zone, OUT to_ts timestamp with time zone)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(pair);
+    one_family text;
+    derived regclass;
+    last_row timestamptz;
+BEGIN
+    to_ts := (bqx._m1_span(m1)).last_bar;
+    FOREACH one_family IN ARRAY families LOOP
+        derived := bqx._derived_table(one_family, pair);
+        EXECUTE format('SELECT (SELECT %s FROM (SELECT max(ts_utc) AS ts_utc FROM %s) AS last)', bqx._as_instant(derived, 'ts_utc'), derived)
+           INTO last_row;
+        from_ts := least(from_ts, last_row);
+    END LOOP;
+    IF from_ts >= to_ts THEN
+        from_ts := NULL;
+    END IF;
+END
+$$;
+
+-- What is known to be missing or stale. Months whose changes are not all noted are read, to know.
+CREATE FUNCTION bqx.stale(pairs text[] DEFAULT NULL)
+RETURNS TABLE (pair text, family text, month date, from_ts timestamp with time zone, to_ts timestamp with time zone, reason text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    families text[];
+    tail record;
+BEGIN
+    FOREACH pair IN ARRAY bqx._pairs_to_refresh(pairs) LOOP
+        families := bqx._families_of(pair);
+        RETURN QUERY
+        SELECT stale.pair, c.family, c.month, NULL::timestamptz, NULL::timestamptz,
+               CASE c.reason WHEN 'changes are not known' THEN 'bars have changed' ELSE c.reason END
+          FROM bqx._months_to_check(pair, families) AS c
+         WHERE NOT (c.reason = 'changes are not known' AND bqx._month_is_current(c.family, stale.pair, c.month));
+        RETURN QUERY
+        SELECT stale.pair, f, m, c.from_ts, c.to_ts, CASE WHEN c.removed THEN 'bars were removed' ELSE 'bars came or changed' END
+          FROM bqx._changes_to_follow(pair) AS c, unnest(families) AS f, unnest(c.months) AS m;
+        tail := bqx._missing_tail(pair, families);
+        IF tail.from_ts IS NOT NULL THEN
+            RETURN QUERY
+            SELECT stale.pair, f, bqx._month_of(tail.from_ts), tail.from_ts, tail.to_ts, 'rows are missing' FROM unnest(families) AS f;
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION bqx.stale(text[]) IS
+    'Which months and rows of the derived tables are missing or stale; from_ts and to_ts where it is just some of a month';
+
+-- The pairs that refresh works on: those named, which must have derived tables, or all that have.
+CREATE FUNCTION bqx._pairs_to_refresh(pairs text[]) RETURNS text[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    chosen text[] := bqx._pairs_or_all(pairs);
+BEGIN
+    IF pairs IS NULL THEN
+        RETURN ARRAY(SELECT p FROM unnest(chosen) AS p WHERE bqx._families_of(p) <> '{}');
+    END IF;
+    PERFORM bqx._derived_table('bqx', p) FROM unnest(chosen) AS p WHERE bqx._families_of(p) = '{}';
+    RETURN chosen;
+END
+$$;
+
+-- The partitions of the coming months, of M1 too, as far as the caller owns the tables; returns how many it made.
+CREATE FUNCTION bqx._ensure_coming_months(pair text) RETURNS int
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(pair);
+    newest date := bqx._month_of((bqx._m1_span(m1)).last_bar);
+    coming date[] := ARRAY(SELECT bqx._months(newest, bqx._months_after(newest, greatest(bqx._months_ahead(), 1))));
+    grows record;
+    made int := 0;
+BEGIN
+    FOR grows IN
+        SELECT m1 AS rel, 'time' AS key_column
+        UNION ALL SELECT bqx._derived_table(f, pair), 'ts_utc' FROM unnest(bqx._families_of(pair)) AS f
+    LOOP
+        CONTINUE WHEN NOT pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = grows.rel), 'USAGE')
+                   OR NOT EXISTS (SELECT FROM bqx._uncovered_parts(grows.rel, coming));
+        made := made + bqx._ensure_partitions(grows.rel, grows.key_column, coming);
+        IF grows.rel = m1 THEN
+            PERFORM bqx._keep_triggers_everywhere(m1);
+        END IF;
+    END LOOP;
+    RETURN made;
+END
+$$;
+
+-- What refresh found to do for a pair: months for jobs, and changes that it has followed or leaves to them.
+CREATE TYPE bqx._refreshed AS (
+    rows_followed bigint, changes_followed bigint, months date[], families text[], change_ids bigint[]);
+
+-- Follows the changes of a pair that are few, and says what is left for jobs.
+CREATE FUNCTION bqx._refresh_pair(pair text) RETURNS bqx._refreshed
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    families text[] := bqx._families_of(pair);
+    done bqx._refreshed := ROW(0, 0, '{}', '{}', '{}');
+    months_of_jobs date[];
+    changes record;
+    tail record;
+BEGIN
+    PERFORM pg_advisory_xact_lock(bqx._lock_key('pair', pair));  -- what is asked from here on is later
+    SELECT coalesce(array_agg(c.month ORDER BY c.month, c.family), '{}'), coalesce(array_agg(c.family ORDER BY c.month, c.family), '{}')
+      INTO done.months, done.families
+      FROM (SELECT c.family, c.month FROM bqx._months_to_check(pair, families) AS c
+            UNION SELECT f, m FROM bqx._changes_to_follow(pair) AS c, unnest(c.months) AS m, unnest(families) AS f
+                   WHERE c.by_month) AS c;
+    -- What is in those months is left to their jobs.
+    SELECT array_agg(c.change_id) AS change_ids, array_agg(c.from_ts) AS from_ts, array_agg(c.to_ts) AS to_ts,
+           array_agg(c.removed) AS removed, coalesce(count(c.change_id), 0) AS change_count
+      INTO changes
+      FROM bqx._changes_to_follow(pair) AS c WHERE NOT c.by_month AND NOT c.months && done.months;
+    done.change_ids := ARRAY(SELECT c.change_id FROM bqx._changes_to_follow(pair) AS c WHERE c.by_month OR c.months <@ done.months);
+    tail := bqx._missing_tail(pair, families);
+    IF tail.from_ts IS NOT NULL AND bqx._month_of(tail.to_ts) <> ALL (done.months) THEN
+        changes.from_ts := changes.from_ts || tail.from_ts;
+        changes.to_ts := changes.to_ts || tail.to_ts;
+        changes.removed := changes.removed || true;
+    END IF;
+    IF changes.from_ts IS NOT NULL THEN
+        done.rows_followed := bqx._follow_changes(pair, changes.from_ts, changes.to_ts, changes.removed);
+        done.changes_followed := changes.change_count;
+        PERFORM bqx._forget_changes(coalesce(changes.change_ids, '{}'));
+    END IF;
+    RETURN done;
+END
+$$;
+
+-- Adds a pair's months to a run of jobs, and opens it before the first.
+CREATE FUNCTION bqx._plan_refresh(run_id bigint, pairs text[], pair text, refreshed bqx._refreshed) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    run bigint := coalesce(run_id, bqx._open_run(jsonb_build_object('refresh', true, 'pairs', pairs, 'force', false)));
+BEGIN
+    PERFORM bqx._add_jobs(run, pair, ARRAY[f], ARRAY(
+                SELECT j.m FROM unnest(refreshed.months, refreshed.families) AS j (m, f) WHERE j.f = one_family.f ORDER BY 1))
+       FROM (SELECT DISTINCT f FROM unnest(refreshed.families) AS f) AS one_family (f);
+    RETURN run;
+END
+$$;
+
+CREATE PROCEDURE bqx.refresh(pairs text[] DEFAULT NULL)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    few_units CONSTANT pg_catalog.int8 := 4;  -- not worth a worker
+    chosen pg_catalog.text[];
+    chosen_pair pg_catalog.text;
+    made pg_catalog.int4;
+    refreshed bqx._refreshed;
+    run pg_catalog.int8;
+    units pg_catalog.int8 := 0;
+    answered pg_catalog.int8[] := '{}';
+BEGIN
+    PERFORM bqx._require_top_level('refresh'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
+    chosen := bqx._pairs_to_refresh(pairs);
+    PERFORM bqx._check_ready_for_backfill(p, bqx._families_of(p)) FROM unnest(chosen) AS p;
+    FOREACH chosen_pair IN ARRAY chosen LOOP
+        made := bqx._ensure_coming_months(chosen_pair);
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        refreshed := bqx._refresh_pair(chosen_pair);
+        IF refreshed.months <> '{}' THEN
+            run := bqx._plan_refresh(run, chosen, chosen_pair, refreshed);
+            units := units + (SELECT count(DISTINCT m) FROM unnest(refreshed.months) AS m);
+            answered := answered || refreshed.change_ids;
+        END IF;
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        RAISE NOTICE '%: %', chosen_pair, concat_ws(', ',
+            CASE WHEN refreshed.rows_followed > 0 OR refreshed.changes_followed > 0
+                 THEN format('%s rows computed for %s changes', refreshed.rows_followed, refreshed.changes_followed) END,
+            CASE WHEN refreshed.months <> '{}'
+                 THEN format('%s months to read', (SELECT count(DISTINCT m) FROM unnest(refreshed.months) AS m)) END,
+            CASE WHEN made > 0 THEN format('%s partition(s) made', made) END,
+            CASE WHEN refreshed.rows_followed = 0 AND refreshed.changes_followed = 0 AND refreshed.months = '{}' THEN 'up to date' END);
+    END LOOP;
+    IF run IS NOT NULL THEN
+        PERFORM bqx._enter_run(run);
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        CALL bqx._work_off(run, CASE WHEN units <= few_units THEN 0 END, true);
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        PERFORM bqx._forget_changes(answered);
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+    END IF;
+END
+$$;
+COMMENT ON PROCEDURE bqx.refresh(text[]) IS
+    'Brings the derived tables up to the newest bar, and computes anew exactly what corrected or deleted bars touch';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   refresh
+
+-- Live mode: the derived rows are there when the transaction commits that changed the bars.
+
+CREATE FUNCTION bqx._check_can_follow(pair text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_has_index(pair);
+    PERFORM bqx._check_sees_all_rows(bqx._m1_table(pair));
+    IF bqx._families_of(pair) = '{}' THEN
+        PERFORM bqx._derived_table('bqx', pair);
+    END IF;
+    PERFORM bqx._tables_to_follow(pair);
+END
+$$;
+
+CREATE PROCEDURE bqx.enable_live(pairs text[] DEFAULT NULL)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    chosen pg_catalog.text[];
+    chosen_pair pg_catalog.text;
+    m1 pg_catalog.regclass;
+    was_live boolean;
+BEGIN
+    PERFORM bqx._require_top_level('enable_live'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
+    chosen := bqx._pairs_to_refresh(pairs);
+    PERFORM bqx._check_can_follow(p) FROM unnest(chosen) AS p;
+    FOREACH chosen_pair IN ARRAY chosen LOOP
+        m1 := bqx._m1_table(chosen_pair);
+        was_live := bqx._is_live(m1);
+        IF NOT was_live THEN
+            PERFORM bqx._create_live_triggers(chosen_pair, m1);
+        END IF;
+        PERFORM bqx._note_changes_of(chosen_pair, m1);
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        RAISE NOTICE '%: %', chosen_pair, CASE WHEN was_live THEN 'was live' ELSE 'live from now on' END;
+    END LOOP;
+    RAISE NOTICE USING
+        MESSAGE = 'each statement on M1 now computes the rows that it affects: about a millisecond for a new bar',
+        DETAIL = 'A bar corrected in the past rewrites the rows of up to 630 bars after it. Of one pair, only one transaction at a '
+                 'time can change bars: others wait for its end.',
+        HINT = 'SET LOCAL bqx.live = off;  for a transaction with very many bars, then CALL bqx.refresh();';
+    CALL bqx.refresh(chosen);  -- whatever was missing before
+END
+$$;
+COMMENT ON PROCEDURE bqx.enable_live(text[]) IS
+    'From now on the derived rows are there when the transaction commits that changed the bars';
+
+-- Whether a pair's M1 table has the triggers of live mode.
+CREATE FUNCTION bqx._is_live(m1 regclass) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = m1 AND t.tgname = 'bqx_live') $$;
+
+CREATE PROCEDURE bqx.disable_live(pairs text[] DEFAULT NULL)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    chosen pg_catalog.text[];
+    chosen_pair pg_catalog.text;
+    m1 pg_catalog.regclass;
+    live record;
+BEGIN
+    PERFORM bqx._require_top_level('disable_live'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
+    chosen := bqx._check_pairs(pairs);
+    IF chosen IS NULL THEN
+        chosen := ARRAY(SELECT p.pair FROM bqx.pairs AS p WHERE bqx._is_live(to_regclass(format('bqx.%I', 'm1_' || p.pair))) ORDER BY 1);
+    END IF;
+    FOREACH chosen_pair IN ARRAY chosen LOOP
+        m1 := bqx._m1_table(chosen_pair);
+        IF bqx._is_live(m1) THEN
+            -- the parent first, as writers lock
+            EXECUTE format('LOCK TABLE ONLY %s IN SHARE ROW EXCLUSIVE MODE', m1);
+            FOR live IN
+                SELECT t.tgrelid::regclass AS rel, t.tgname FROM pg_trigger AS t
+                 WHERE t.tgname IN ('bqx_live', 'bqx_live_begin')
+                   AND t.tgrelid IN (SELECT m1::oid UNION SELECT p.relid::oid FROM pg_partition_tree(m1) AS p)
+                 ORDER BY t.tgrelid <> m1, t.tgrelid
+            LOOP
+                EXECUTE format('DROP TRIGGER %I ON %s', live.tgname, live.rel);
+            END LOOP;
+            RAISE NOTICE '%: not live any more; changes are noted for bqx.refresh', chosen_pair;
+        ELSE
+            RAISE NOTICE '%: was not live', chosen_pair;
+        END IF;
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+    END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE bqx.disable_live(text[]) IS
+    'Ends live mode: changes of bars are noted again, for bqx.refresh';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   live
 
 -- Ending a run from another session, and taking up again what one left undone.
 

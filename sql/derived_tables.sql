@@ -112,7 +112,8 @@ BEGIN
             IF first_month IS NULL OR last_month IS NULL THEN
                 span := bqx._m1_span(m1);
                 first_month := coalesce(first_month, least(bqx._month_of(span.first_bar), last_month));
-                last_month := coalesce(last_month, greatest(bqx._month_of(span.last_bar), first_month));
+                last_month := coalesce(last_month, greatest(bqx._months_after(bqx._month_of(span.last_bar), bqx._months_ahead()),
+                                                            first_month));
             END IF;
             derived := to_regclass(format('bqx.%I', bqx._derived_name(chosen_family, chosen_pair)));
             existed := derived IS NOT NULL;

@@ -27,23 +27,6 @@ BEGIN
 END
 $$;
 
--- ENABLE ALWAYS does not reach partitions' copies of the trigger on every major, nor those of later partitions.
-CREATE FUNCTION bqx._keep_trigger_everywhere(m1 regclass) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    lax regclass;
-BEGIN
-    FOR lax IN
-        SELECT t.tgrelid::regclass FROM pg_trigger AS t
-         WHERE t.tgname = 'bqx_set_rate_index' AND t.tgenabled <> 'A'
-           AND (t.tgrelid = m1 OR t.tgrelid IN (SELECT i.inhrelid FROM pg_inherits AS i WHERE i.inhparent = m1))
-    LOOP
-        EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER bqx_set_rate_index', lax);
-    END LOOP;
-END
-$$;
-
 -- (Re)makes the trigger where its baseline is not this one.
 CREATE FUNCTION bqx._install_rate_index_trigger(m1 regclass, baseline double precision) RETURNS void
 LANGUAGE plpgsql
@@ -63,7 +46,6 @@ BEGIN
         EXECUTE format('CREATE TRIGGER bqx_set_rate_index BEFORE INSERT OR UPDATE ON %s '
                        'FOR EACH ROW EXECUTE FUNCTION bqx._set_rate_index(%L)', m1, baseline::text);
     END IF;
-    PERFORM bqx._keep_trigger_everywhere(m1);
 END
 $$;
 
@@ -126,9 +108,11 @@ BEGIN
         IF generated THEN
             RAISE NOTICE 'm1_%: rate_index is a generated column and stays as it is', chosen_pair;
             leaves := '{}';
+            PERFORM bqx._note_changes_of(chosen_pair, m1);
         ELSE
             -- The trigger first: a bar that comes meanwhile has its index from the same baseline.
             PERFORM bqx._install_rate_index_trigger(m1, baseline);
+            PERFORM bqx._note_changes_of(chosen_pair, m1);
             leaves := bqx._leaves(m1);
             PERFORM bqx._check_sees_all_rows(l) FROM unnest(leaves) AS l;  -- each is updated on its own
         END IF;
@@ -136,6 +120,7 @@ BEGIN
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;
         FOREACH leaf IN ARRAY leaves LOOP
+            SET LOCAL bqx.live = off;  -- all rows are stale then, and sooner made anew by the month
             changed := changed + bqx._update_rate_index(leaf, baseline);
             COMMIT;
             SET TRANSACTION ISOLATION LEVEL READ COMMITTED;

@@ -34,13 +34,16 @@ CREATE INDEX ON bqx.job_ledger (run_id, pair, month) WHERE state = 'pending';
 CREATE INDEX ON bqx.job_ledger (run_id, state) WHERE state IN ('failed', 'cancelled');
 CREATE INDEX ON bqx.job_ledger (finished_at);
 
--- What each month of a derived table was computed from.
+-- What each month of a derived table was computed from. Without a fingerprint, its rows have followed the bars, change by
+-- change, since the month was written. `followed_as` is what the month's bars were kept in when all of them were read
+-- last (_followed_as): while that is the same, every later change is known.
 CREATE TABLE bqx.month_ledger (
     family text NOT NULL,
     pair text NOT NULL,
     month date NOT NULL,
-    input_fingerprint text NOT NULL,
+    input_fingerprint text,
     bars bigint NOT NULL,
+    followed_as text,
     run_id bigint,
     computed_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     PRIMARY KEY (family, pair, month)
@@ -64,6 +67,7 @@ RETURN pg_catalog.hashtextextended('bqx ' || kind || ' ' || object, 0);
 --   work     shared, by sessions that do a run's jobs
 --   run end  by who ends a run: its call, or cancel()
 --   month    by who works on a pair's month
+--   pair     exclusive, by who computes rows because bars changed; shared, by who works on a month of the pair
 --   job      by who does this job
 -- Anyone can take an advisory lock: it says something about a run only where the session's role may act for the run's
 -- (_may_act_for).
@@ -205,14 +209,14 @@ $$;
 
 CREATE FUNCTION bqx._finish_job(
     run_id bigint, family text, pair text, month date, state text, worker int, started_at timestamp with time zone,
-    bars bigint, rows_written bigint, rows_removed bigint, input_fingerprint text,
+    bars bigint, rows_written bigint, rows_removed bigint, input_fingerprint text, followed_as text,
     error text, error_code text, error_hint text, caller bigint DEFAULT bqx._caller()
 ) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    role_name name := bqx._role_of($15);
+    role_name name := bqx._role_of($16);
 BEGIN
     PERFORM bqx._check_own_run($1, role_name);
     IF $5 = 'done' THEN
@@ -221,7 +225,7 @@ BEGIN
     UPDATE bqx.job_ledger AS j
        SET state = $5, worker = $6, started_at = $7, finished_at = clock_timestamp(),
            bars = $8, rows_written = $9, rows_removed = $10,
-           error = $12, error_code = $13, error_hint = $14
+           error = $13, error_code = $14, error_hint = $15
      WHERE j.run_id = $1 AND j.family = $2 AND j.pair = $3 AND j.month = $4 AND j.state = 'pending';
     IF NOT FOUND THEN
         RAISE EXCEPTION USING
@@ -229,10 +233,11 @@ BEGIN
             MESSAGE = format('run %s has no open job %s %s %s', $1, $2, $3, to_char($4, 'YYYY-MM'));
     END IF;
     IF $5 = 'done' THEN
-        INSERT INTO bqx.month_ledger AS m (family, pair, month, input_fingerprint, bars, run_id)
-        VALUES ($2, $3, $4, $11, $8, $1)
+        INSERT INTO bqx.month_ledger AS m (family, pair, month, input_fingerprint, bars, followed_as, run_id)
+        VALUES ($2, $3, $4, $11, $8, $12, $1)
         ON CONFLICT (family, pair, month) DO UPDATE
-           SET input_fingerprint = excluded.input_fingerprint, bars = excluded.bars, run_id = excluded.run_id,
+           SET input_fingerprint = excluded.input_fingerprint, bars = excluded.bars,
+               followed_as = excluded.followed_as, run_id = excluded.run_id,
                computed_at = CASE WHEN m.input_fingerprint = excluded.input_fingerprint
                                   THEN m.computed_at ELSE excluded.computed_at END;
     END IF;
@@ -344,6 +349,42 @@ AS $$
     SELECT DISTINCT m.month FROM bqx.month_ledger AS m
      WHERE m.family = ANY ($1) AND m.pair = $2 AND m.bars > 0
        AND bqx._may_read_derived(bqx._role_of($3)::name, m.family, m.pair)
+$$;
+
+-- Notes that rows of these months, and those of the months that lost bars, have followed changes of their bars.
+CREATE FUNCTION bqx._note_followed(
+    pair text, families text[], months date[], first_removed date, last_removed date, caller bigint DEFAULT bqx._caller())
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    role_name name := bqx._role_of($6);
+BEGIN
+    PERFORM bqx._check_may_write(role_name, bqx._derived_name(f, $1)) FROM unnest(families) AS f;
+    -- the usual case, for bars that come one by one: it is noted
+    IF (SELECT count(*) FROM bqx.month_ledger AS m
+         WHERE m.family = ANY ($2) AND m.pair = $1 AND m.month = ANY ($3) AND m.input_fingerprint IS NULL)
+       < cardinality($2) * cardinality($3) THEN
+        INSERT INTO bqx.month_ledger AS m (family, pair, month, bars)
+        SELECT f, $1, d, 1 FROM unnest($2) AS f, unnest($3) AS d
+            ON CONFLICT (family, pair, month) DO UPDATE SET input_fingerprint = NULL, bars = greatest(m.bars, 1)
+         WHERE m.input_fingerprint IS NOT NULL;
+    END IF;
+    IF $4 IS NOT NULL THEN
+        UPDATE bqx.month_ledger AS m SET input_fingerprint = NULL
+         WHERE m.family = ANY ($2) AND m.pair = $1 AND m.month BETWEEN $4 AND $5 AND m.input_fingerprint IS NOT NULL;
+    END IF;
+END
+$$;
+
+-- What is recorded of a pair's months.
+CREATE FUNCTION bqx._recorded_states(pair text, caller bigint DEFAULT bqx._caller())
+RETURNS TABLE (family text, month date, bars bigint, followed_as text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT m.family, m.month, m.bars, m.followed_as FROM bqx.month_ledger AS m
+     WHERE m.pair = $1 AND bqx._may_read_derived(bqx._role_of($2)::name, m.family, m.pair)
 $$;
 
 -- Forgets a table's months after it was dropped (and only then).

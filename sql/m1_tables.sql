@@ -222,7 +222,7 @@ BEGIN
                 coalesce(from_month, least(bqx._month_of(span.first_bar), bqx._first_of_month(to_month))),
                 coalesce(to_month, greatest(bqx._month_of(span.last_bar), bqx._first_of_month(from_month))))));
         END IF;
-        PERFORM bqx._keep_trigger_everywhere(m1);
+        PERFORM bqx._keep_triggers_everywhere(m1);
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;

@@ -33,7 +33,7 @@ BEGIN
           FROM pg_catalog.pg_class AS c
          WHERE c.relnamespace = 'bqx'::pg_catalog.regnamespace
            AND c.relname IN ('pairs', 'baseline_rates', 'rejected_bars', 'm1_staging',
-                             'run_ledger', 'job_ledger', 'month_ledger',
+                             'run_ledger', 'job_ledger', 'month_ledger', 'bar_changes',
                              'runs', 'jobs', 'progress', 'pair_progress', 'recent', 'storage', 'dashboard',
                              'window_metrics', 'quadratic_fit')
          ORDER BY c.relname

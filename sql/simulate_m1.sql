@@ -24,7 +24,7 @@ BEGIN
     m1 := bqx._ensure_m1(pair);
     PERFORM bqx._check_sees_all_rows(m1);
     PERFORM bqx._ensure_partitions(m1, 'time', ARRAY[month]);
-    PERFORM bqx._keep_trigger_everywhere(m1);
+    PERFORM bqx._keep_triggers_everywhere(m1);
     EXECUTE format(
         'SELECT count(*) FROM %1$s AS t WHERE t.time >= %2$s AND t.time < %3$s AND NOT EXISTS ('
         '  SELECT FROM bqx._simulated_bars($3, $4, $5, $6) AS s WHERE %4$s = t.time AND '

@@ -156,6 +156,17 @@ BEGIN
 END
 $$;
 
+-- Whether the table's rows are nobody's but ours, to be deleted if need be: no other columns, no other tables that refer to them.
+CREATE FUNCTION bqx._holds_own_rows_alone(family text, derived regclass) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN cardinality((bqx._own_columns(family, derived)).foreign_names) = 0 AND NOT EXISTS (
+        SELECT FROM pg_constraint AS k
+         WHERE k.contype = 'f' AND (k.confrelid = derived OR k.confrelid IN (SELECT t.relid FROM pg_partition_tree(derived) AS t)));
+END
+$$;
+
 -- The plain way. Rows and fingerprint come from one statement, so from one snapshot.
 -- A table of our columns alone is made to hold exactly the computed rows: rows that differ are deleted and
 -- inserted, equal ones are not touched. Where there are other columns, or foreign keys of other tables (which might
@@ -179,9 +190,7 @@ DECLARE
     stored_values text;
     target_names text;
     in_month text;
-    own_alone boolean := cardinality(own.foreign_names) = 0 AND NOT EXISTS (
-        SELECT FROM pg_constraint AS k
-         WHERE k.contype = 'f' AND (k.confrelid = derived OR k.confrelid IN (SELECT t.relid FROM pg_partition_tree(derived) AS t)));
+    own_alone boolean := bqx._holds_own_rows_alone(family, derived);
     key text := bqx._as_key(derived, 'ts_utc', 'c.ts_utc');
 BEGIN
     value_names := ARRAY(SELECT n FROM unnest(own.names) AS n WHERE n NOT IN ('ts_utc', 'created_at'));

@@ -12,6 +12,8 @@
 //! | `bar_lines` | parsing vendors' files |
 //! | `simulated_bars` | the simulated market |
 //! | `series` | reading bars and fingerprinting them |
+//! | `bar_changes` | which bars a transaction changed |
+//! | `live` | their rows computed at once |
 //! | `computed_rows` | derived rows as a set, for `bqx_metrics`, `reg_metrics` and the plain way of writing |
 //! | `month_writer` | derived rows straight into a partition |
 //! | `heap_pages` | rows as finished pages of a table: with `month_writer` and `index_build` the only place that touches a table's internals |
@@ -27,12 +29,14 @@
 use pgrx::prelude::*;
 
 mod aggregates;
+mod bar_changes;
 mod bar_lines;
 mod computed_rows;
 mod errors;
 mod heap_pages;
 mod index_build;
 mod ledger_retention;
+mod live;
 mod live_progress;
 mod memory;
 mod metric_columns;
@@ -51,6 +55,7 @@ mod workers;
 /// Called by PostgreSQL when a session first uses a function of the library.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    live::define_settings();
     ledger_retention::define_setting();
 }
 
@@ -93,9 +98,15 @@ extension_sql_file!("../sql/partitions.sql", name = "partitions", requires = ["a
 extension_sql_file!("../sql/m1_tables.sql", name = "m1_tables", requires = ["partitions"]);
 extension_sql_file!("../sql/baselines.sql", name = "baselines", requires = ["m1_tables"]);
 extension_sql_file!(
+    "../sql/bar_changes.sql",
+    name = "bar_changes",
+    requires =
+        ["baselines", bar_changes::_note_bar_change, bar_changes::_begin_live, bar_changes::_follow_live]
+);
+extension_sql_file!(
     "../sql/index_m1.sql",
     name = "index_m1",
-    requires = ["baselines", rate_index::_rate_index_or_null, rate_index_trigger::_set_rate_index]
+    requires = ["bar_changes", rate_index::_rate_index_or_null, rate_index_trigger::_set_rate_index]
 );
 extension_sql_file!(
     "../sql/bar_files.sql",
@@ -115,7 +126,14 @@ extension_sql_file!(
     requires = ["write_month", computed_rows::_computed_rows, metric_columns::_metric_columns]
 );
 extension_sql_file!("../sql/backfill.sql", name = "backfill", requires = ["metric_functions"]);
-extension_sql_file!("../sql/cancel.sql", name = "cancel", requires = ["backfill"]);
+extension_sql_file!(
+    "../sql/follow.sql",
+    name = "follow",
+    requires = ["backfill", live::_rows_to_store, live::_follow_changes, live::_months_ahead]
+);
+extension_sql_file!("../sql/refresh.sql", name = "refresh", requires = ["follow"]);
+extension_sql_file!("../sql/live.sql", name = "live", requires = ["refresh"]);
+extension_sql_file!("../sql/cancel.sql", name = "cancel", requires = ["live"]);
 extension_sql_file!("../sql/monitoring.sql", name = "monitoring", requires = ["cancel"]);
 extension_sql_file!(
     "../sql/verify.sql",

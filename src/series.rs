@@ -2,8 +2,10 @@
 
 use std::collections::TryReserveError;
 use std::fmt;
+use std::rc::Rc;
 
 use bqx_core::calendar;
+use bqx_core::changed_ranges::{AffectedRows, ChangedRange};
 use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
@@ -32,6 +34,9 @@ pub const BAR_VALUES: &str = "rate_index::double precision, close::double precis
 
 /// Bars shown at a time, beside their lookback: bounds the memory of a range of any length.
 const PIECE: usize = 16_384;
+
+/// Bars fetched at a time where it is not known how many are affected.
+const AFFECTED_FETCH: usize = 1_024;
 
 /// Consecutive bars of one pair, oldest first.
 #[derive(Default)]
@@ -66,6 +71,28 @@ pub fn for_each_piece(
         let mut piece = Series::default();
         let shown = source.show_pieces(client, from, to, lookback, &mut piece, &mut show);
         shown.unwrap_or_else(|_| source.refuse_without_memory(from, to, &piece));
+    });
+}
+
+/// Shows the bars whose rows some changes affect, in consecutive pieces, each with up to `lookback` of the bars before it.
+/// The ranges must be ascending and apart. Errors as in [`for_each_piece`].
+pub fn for_each_affected_piece(
+    m1: pg_sys::Oid,
+    ranges: &[ChangedRange],
+    lookback: usize,
+    mut show: impl FnMut(&Rc<Series>) -> Result<(), TryReserveError>,
+) {
+    Spi::connect(|client| {
+        let source = Source::of(client, m1);
+        let mut affected = AffectedRows::of(ranges, lookback);
+        while let Some(range) = affected.next_range() {
+            let more = source.show_affected_stretch(client, range, &mut affected, lookback, &mut show);
+            if !more
+                .unwrap_or_else(|_| source.refuse_without_memory(range.from, range.to, &Series::default()))
+            {
+                break;
+            }
+        }
     });
 }
 
@@ -232,6 +259,53 @@ impl Source {
         Ok(())
     }
 
+    /// Shows the affected bars from the beginning of a range to the first bar that is not; false if there is none.
+    fn show_affected_stretch(
+        &self,
+        client: &SpiClient<'_>,
+        range: ChangedRange,
+        affected: &mut AffectedRows,
+        lookback: usize,
+        show: &mut impl FnMut(&Rc<Series>) -> Result<(), TryReserveError>,
+    ) -> Result<bool, TryReserveError> {
+        memory::secure()?;
+        let mut piece = Series::default();
+        for bar in self.newest_first(client, range.from, lookback, BAR_VALUES)?.iter().rev() {
+            self.append(&mut piece, bar)?;
+        }
+        piece.first = piece.times.len();
+        let mut bars = Vec::new();
+        bars.try_reserve_exact(AFFECTED_FETCH)?;
+        let mut since = range.from;
+        // A bound on time keeps the query off newer partitions.
+        for until in LOOKBACK_SPANS.map(|days| days_after(range.to, days)).into_iter().chain([INFINITY]) {
+            let mut cursor =
+                Cursor::open(client, &self.in_order(BAR_VALUES), &[instant(since), instant(until)]);
+            let mut more = true;
+            while more {
+                bars.clear();
+                more = cursor.fetch(AFFECTED_FETCH, |row| bars.push(Bar::from_row(row)));
+                for bar in &bars {
+                    if !affected.is_affected(bar.time) {
+                        cursor.close();
+                        show_piece(piece, show)?;
+                        return Ok(true);
+                    }
+                    self.append(&mut piece, bar)?;
+                }
+                if piece.rows().len() >= PIECE {
+                    piece = show_piece(piece, show)?;
+                    piece.pass_on(lookback);
+                    memory::secure()?;
+                }
+            }
+            cursor.close();
+            since = until;
+        }
+        show_piece(piece, show)?;
+        Ok(false)
+    }
+
     /// Up to `bars` bars before an instant, newest first, with these values ([`BAR_VALUES`], or others in their place).
     pub fn newest_first(
         &self,
@@ -320,6 +394,19 @@ impl Source {
     }
 }
 
+/// Shows a piece, if it has bars of the range, and returns it.
+fn show_piece(
+    piece: Series,
+    show: &mut impl FnMut(&Rc<Series>) -> Result<(), TryReserveError>,
+) -> Result<Series, TryReserveError> {
+    if piece.rows().is_empty() {
+        return Ok(piece);
+    }
+    let piece = Rc::new(piece);
+    show(&piece)?;
+    Ok(Rc::try_unwrap(piece).unwrap_or_else(|_| error!("a piece is looked at only while it is shown")))
+}
+
 /// An argument of a query.
 pub fn instant(pg_micros: i64) -> DatumWithOid<'static> {
     // Safety: a timestamptz datum is this integer.
@@ -330,6 +417,11 @@ pub fn instant(pg_micros: i64) -> DatumWithOid<'static> {
 fn days_before(pg_micros: i64, days: i64) -> i64 {
     let earlier = pg_micros.saturating_sub(days * MICROS_PER_DAY);
     if earlier < FIRST_INSTANT { MINUS_INFINITY } else { earlier }
+}
+
+/// The instant so many days later, infinity where there is none.
+fn days_after(pg_micros: i64, days: i64) -> i64 {
+    pg_micros.saturating_add(days * MICROS_PER_DAY)
 }
 
 /// An instant as messages show it, in UTC.

@@ -16,6 +16,7 @@
 //! | [`scatter`] | quadratic regression with any x |
 //! | [`window_aggregate`], [`quadratic_aggregate`], [`scatter_aggregate`] | the same metrics as states that values are added to and taken from |
 //! | [`calendar`] | UTC months |
+//! | [`changed_ranges`] | where a series changed, and which rows that affects |
 //! | [`bar_file`] | vendors' one-minute bar files |
 //! | [`market`] | the simulated market |
 //!
@@ -26,6 +27,7 @@
 pub mod ball;
 pub mod bar_file;
 pub mod calendar;
+pub mod changed_ranges;
 pub mod columns;
 pub mod extrema;
 pub mod fixed;

@@ -1,0 +1,321 @@
+-- What of the derived tables is missing or stale, and bringing it up to date.
+--
+-- Changes that were noted are few: just the rows that they affect are computed, by _follow_changes. Whole months are jobs,
+-- as in a backfill: those that were never written, those with more changes than that is good for, and those whose
+-- changes were not noted, which first have to be read to know whether there are any.
+
+-- Changes over a longer time are for a month's job: it takes some 0.1 s to find that nothing differs, and is faster
+-- by the row.
+CREATE FUNCTION bqx._longest_followed() RETURNS interval
+LANGUAGE sql IMMUTABLE
+RETURN '1 day'::interval;
+
+-- The time of the last row that a change at this instant affects, for rows that look back over so many bars.
+CREATE FUNCTION bqx._last_affected(m1 regclass, changed_at timestamp with time zone, lookback int) RETURNS timestamp with time zone
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    last_time timestamptz;
+BEGIN
+    EXECUTE format('SELECT max(%s) FROM (SELECT time FROM %s WHERE time > %s ORDER BY time LIMIT $2) AS after',
+                   bqx._as_instant(m1, 'time'), m1, bqx._as_key(m1, 'time', '$1'))
+       INTO last_time USING changed_at, lookback;
+    RETURN greatest(last_time, changed_at);
+END
+$$;
+
+-- The families that a pair has tables of.
+CREATE FUNCTION bqx._families_of(pair text) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT ARRAY(SELECT f FROM unnest(ARRAY['bqx', 'reg']) AS f
+                  WHERE to_regclass(format('bqx.%I', bqx._derived_name(f, pair))) IS NOT NULL)
+$$;
+
+-- The noted changes of a pair, with the months of the rows that they affect. `by_month`: better computed by the month.
+CREATE FUNCTION bqx._changes_to_follow(pair text)
+RETURNS TABLE (change_id bigint, from_ts timestamp with time zone, to_ts timestamp with time zone, removed boolean,
+               noted_at timestamp with time zone, months date[], by_month boolean)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(pair);
+    span record := bqx._m1_span(m1);
+    lookback int := (SELECT max(own.lookback) FROM unnest(bqx._families_of(pair)) AS f,
+                            LATERAL bqx._own_columns(f, bqx._derived_table(f, pair)) AS own);
+    tables_follow boolean := (SELECT bool_and(bqx._why_not_followed(bqx._derived_table(f, pair)) IS NULL)
+                                FROM unnest(bqx._families_of(pair)) AS f);
+BEGIN
+    FOR change_id, from_ts, to_ts, removed, noted_at IN SELECT n.* FROM bqx._noted_changes(pair) AS n LOOP
+        by_month := NOT tables_follow OR to_ts - from_ts > bqx._longest_followed();
+        -- infinite ends: a table was emptied
+        months := ARRAY(SELECT bqx._months(
+            bqx._month_of(greatest(from_ts, least(span.first_bar, to_ts), '1900-01-01 00:00+00')),
+            bqx._month_of(bqx._last_affected(
+                m1, least(to_ts, greatest(span.last_bar, from_ts), '2999-12-31 00:00+00'), lookback))));
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+
+-- Months of a derived table that have to be read to know whether they are as they should be, and why.
+CREATE FUNCTION bqx._months_to_check(pair text, families text[])
+RETURNS TABLE (family text, month date, reason text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH parts AS MATERIALIZED (
+        SELECT p.* FROM bqx._m1_parts(bqx._m1_table(pair)) AS p
+    ), kept AS MATERIALIZED (
+        SELECT d.m AS month, bqx._month_start(d.m) AS starts_at, bqx._month_start(bqx._next_month(d.m)) AS ends_at
+          FROM unnest(bqx._months_to_fill(families, pair, NULL, NULL)) AS d (m)
+    ), followed AS MATERIALIZED (
+        SELECT k.month, k.starts_at, k.ends_at,
+               CASE WHEN count(p.from_ts) = 0 THEN 'no partition'
+                    WHEN count(p.from_ts) = count(p.identity) THEN string_agg(p.identity, ' ' ORDER BY p.from_ts) END AS kept_in
+          FROM kept AS k LEFT JOIN parts AS p ON p.from_ts < k.ends_at AND p.to_ts > k.starts_at
+         GROUP BY k.month, k.starts_at, k.ends_at
+    ), recorded AS MATERIALIZED (
+        SELECT r.* FROM bqx._recorded_states(pair) AS r
+    ), stored AS MATERIALIZED (
+        SELECT f AS family, s.* FROM unnest(families) AS f, LATERAL bqx._filled_parts(bqx._derived_table(f, pair)) AS s
+    )
+    SELECT f, k.month, CASE WHEN r.month IS NULL THEN 'never computed'
+                            WHEN r.followed_as IS DISTINCT FROM k.kept_in OR k.kept_in IS NULL THEN 'changes are not known'
+                            ELSE 'rows are gone' END
+      FROM unnest(families) AS f CROSS JOIN followed AS k
+      LEFT JOIN recorded AS r ON r.family = f AND r.month = k.month
+     WHERE r.month IS NULL OR r.followed_as IS DISTINCT FROM k.kept_in OR k.kept_in IS NULL
+        OR r.bars > 0 AND NOT EXISTS (SELECT FROM stored AS s
+                                       WHERE s.family = f AND s.from_ts < k.ends_at AND s.to_ts > k.starts_at)
+     ORDER BY k.month, f;
+END
+$$;
+
+-- The parts of a derived table that have storage for rows: what was truncated, dropped, or (unlogged) lost in a crash
+-- has none.
+CREATE FUNCTION bqx._filled_parts(derived regclass) RETURNS TABLE (from_ts timestamp with time zone, to_ts timestamp with time zone)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF bqx._is_partitioned_by(derived, 'ts_utc') AND NOT bqx._has_default_partition(derived) THEN
+        RETURN QUERY
+        SELECT p.from_ts, p.to_ts FROM bqx._partitions(derived) AS p
+         WHERE EXISTS (SELECT FROM unnest(bqx._leaves(p.partition)) AS l WHERE pg_relation_size(l) > 0);
+    ELSE
+        RETURN QUERY
+        SELECT '-infinity'::timestamptz, 'infinity'::timestamptz
+         WHERE EXISTS (SELECT FROM unnest(bqx._leaves(derived)) AS l WHERE pg_relation_size(l) > 0);
+    END IF;
+END
+$$;
+
+-- Rows at the table's end that are missing, though no change was noted: somebody deleted them. They are found without
+-- reading a month. Rows that are missing in the middle are for backfill() and verify() to find, which count them.
+CREATE FUNCTION bqx._missing_tail(pair text, families text[], OUT from_ts timestamp with time zone, OUT to_ts timestamp with time zone)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(pair);
+    one_family text;
+    derived regclass;
+    last_row timestamptz;
+BEGIN
+    to_ts := (bqx._m1_span(m1)).last_bar;
+    FOREACH one_family IN ARRAY families LOOP
+        derived := bqx._derived_table(one_family, pair);
+        EXECUTE format('SELECT (SELECT %s FROM (SELECT max(ts_utc) AS ts_utc FROM %s) AS last)', bqx._as_instant(derived, 'ts_utc'), derived)
+           INTO last_row;
+        from_ts := least(from_ts, last_row);
+    END LOOP;
+    IF from_ts >= to_ts THEN
+        from_ts := NULL;
+    END IF;
+END
+$$;
+
+-- What is known to be missing or stale. Months whose changes are not all noted are read, to know.
+CREATE FUNCTION bqx.stale(pairs text[] DEFAULT NULL)
+RETURNS TABLE (pair text, family text, month date, from_ts timestamp with time zone, to_ts timestamp with time zone, reason text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    families text[];
+    tail record;
+BEGIN
+    FOREACH pair IN ARRAY bqx._pairs_to_refresh(pairs) LOOP
+        families := bqx._families_of(pair);
+        RETURN QUERY
+        SELECT stale.pair, c.family, c.month, NULL::timestamptz, NULL::timestamptz,
+               CASE c.reason WHEN 'changes are not known' THEN 'bars have changed' ELSE c.reason END
+          FROM bqx._months_to_check(pair, families) AS c
+         WHERE NOT (c.reason = 'changes are not known' AND bqx._month_is_current(c.family, stale.pair, c.month));
+        RETURN QUERY
+        SELECT stale.pair, f, m, c.from_ts, c.to_ts, CASE WHEN c.removed THEN 'bars were removed' ELSE 'bars came or changed' END
+          FROM bqx._changes_to_follow(pair) AS c, unnest(families) AS f, unnest(c.months) AS m;
+        tail := bqx._missing_tail(pair, families);
+        IF tail.from_ts IS NOT NULL THEN
+            RETURN QUERY
+            SELECT stale.pair, f, bqx._month_of(tail.from_ts), tail.from_ts, tail.to_ts, 'rows are missing' FROM unnest(families) AS f;
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION bqx.stale(text[]) IS
+    'Which months and rows of the derived tables are missing or stale; from_ts and to_ts where it is just some of a month';
+
+-- The pairs that refresh works on: those named, which must have derived tables, or all that have.
+CREATE FUNCTION bqx._pairs_to_refresh(pairs text[]) RETURNS text[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    chosen text[] := bqx._pairs_or_all(pairs);
+BEGIN
+    IF pairs IS NULL THEN
+        RETURN ARRAY(SELECT p FROM unnest(chosen) AS p WHERE bqx._families_of(p) <> '{}');
+    END IF;
+    PERFORM bqx._derived_table('bqx', p) FROM unnest(chosen) AS p WHERE bqx._families_of(p) = '{}';
+    RETURN chosen;
+END
+$$;
+
+-- The partitions of the coming months, of M1 too, as far as the caller owns the tables; returns how many it made.
+CREATE FUNCTION bqx._ensure_coming_months(pair text) RETURNS int
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(pair);
+    newest date := bqx._month_of((bqx._m1_span(m1)).last_bar);
+    coming date[] := ARRAY(SELECT bqx._months(newest, bqx._months_after(newest, greatest(bqx._months_ahead(), 1))));
+    grows record;
+    made int := 0;
+BEGIN
+    FOR grows IN
+        SELECT m1 AS rel, 'time' AS key_column
+        UNION ALL SELECT bqx._derived_table(f, pair), 'ts_utc' FROM unnest(bqx._families_of(pair)) AS f
+    LOOP
+        CONTINUE WHEN NOT pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = grows.rel), 'USAGE')
+                   OR NOT EXISTS (SELECT FROM bqx._uncovered_parts(grows.rel, coming));
+        made := made + bqx._ensure_partitions(grows.rel, grows.key_column, coming);
+        IF grows.rel = m1 THEN
+            PERFORM bqx._keep_triggers_everywhere(m1);
+        END IF;
+    END LOOP;
+    RETURN made;
+END
+$$;
+
+-- What refresh found to do for a pair: months for jobs, and changes that it has followed or leaves to them.
+CREATE TYPE bqx._refreshed AS (
+    rows_followed bigint, changes_followed bigint, months date[], families text[], change_ids bigint[]);
+
+-- Follows the changes of a pair that are few, and says what is left for jobs.
+CREATE FUNCTION bqx._refresh_pair(pair text) RETURNS bqx._refreshed
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    families text[] := bqx._families_of(pair);
+    done bqx._refreshed := ROW(0, 0, '{}', '{}', '{}');
+    months_of_jobs date[];
+    changes record;
+    tail record;
+BEGIN
+    PERFORM pg_advisory_xact_lock(bqx._lock_key('pair', pair));  -- what is asked from here on is later
+    SELECT coalesce(array_agg(c.month ORDER BY c.month, c.family), '{}'), coalesce(array_agg(c.family ORDER BY c.month, c.family), '{}')
+      INTO done.months, done.families
+      FROM (SELECT c.family, c.month FROM bqx._months_to_check(pair, families) AS c
+            UNION SELECT f, m FROM bqx._changes_to_follow(pair) AS c, unnest(c.months) AS m, unnest(families) AS f
+                   WHERE c.by_month) AS c;
+    -- What is in those months is left to their jobs.
+    SELECT array_agg(c.change_id) AS change_ids, array_agg(c.from_ts) AS from_ts, array_agg(c.to_ts) AS to_ts,
+           array_agg(c.removed) AS removed, coalesce(count(c.change_id), 0) AS change_count
+      INTO changes
+      FROM bqx._changes_to_follow(pair) AS c WHERE NOT c.by_month AND NOT c.months && done.months;
+    done.change_ids := ARRAY(SELECT c.change_id FROM bqx._changes_to_follow(pair) AS c WHERE c.by_month OR c.months <@ done.months);
+    tail := bqx._missing_tail(pair, families);
+    IF tail.from_ts IS NOT NULL AND bqx._month_of(tail.to_ts) <> ALL (done.months) THEN
+        changes.from_ts := changes.from_ts || tail.from_ts;
+        changes.to_ts := changes.to_ts || tail.to_ts;
+        changes.removed := changes.removed || true;
+    END IF;
+    IF changes.from_ts IS NOT NULL THEN
+        done.rows_followed := bqx._follow_changes(pair, changes.from_ts, changes.to_ts, changes.removed);
+        done.changes_followed := changes.change_count;
+        PERFORM bqx._forget_changes(coalesce(changes.change_ids, '{}'));
+    END IF;
+    RETURN done;
+END
+$$;
+
+-- Adds a pair's months to a run of jobs, and opens it before the first.
+CREATE FUNCTION bqx._plan_refresh(run_id bigint, pairs text[], pair text, refreshed bqx._refreshed) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    run bigint := coalesce(run_id, bqx._open_run(jsonb_build_object('refresh', true, 'pairs', pairs, 'force', false)));
+BEGIN
+    PERFORM bqx._add_jobs(run, pair, ARRAY[f], ARRAY(
+                SELECT j.m FROM unnest(refreshed.months, refreshed.families) AS j (m, f) WHERE j.f = one_family.f ORDER BY 1))
+       FROM (SELECT DISTINCT f FROM unnest(refreshed.families) AS f) AS one_family (f);
+    RETURN run;
+END
+$$;
+
+CREATE PROCEDURE bqx.refresh(pairs text[] DEFAULT NULL)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    few_units CONSTANT pg_catalog.int8 := 4;  -- not worth a worker
+    chosen pg_catalog.text[];
+    chosen_pair pg_catalog.text;
+    made pg_catalog.int4;
+    refreshed bqx._refreshed;
+    run pg_catalog.int8;
+    units pg_catalog.int8 := 0;
+    answered pg_catalog.int8[] := '{}';
+BEGIN
+    PERFORM bqx._require_top_level('refresh'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
+    chosen := bqx._pairs_to_refresh(pairs);
+    PERFORM bqx._check_ready_for_backfill(p, bqx._families_of(p)) FROM unnest(chosen) AS p;
+    FOREACH chosen_pair IN ARRAY chosen LOOP
+        made := bqx._ensure_coming_months(chosen_pair);
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        refreshed := bqx._refresh_pair(chosen_pair);
+        IF refreshed.months <> '{}' THEN
+            run := bqx._plan_refresh(run, chosen, chosen_pair, refreshed);
+            units := units + (SELECT count(DISTINCT m) FROM unnest(refreshed.months) AS m);
+            answered := answered || refreshed.change_ids;
+        END IF;
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        RAISE NOTICE '%: %', chosen_pair, concat_ws(', ',
+            CASE WHEN refreshed.rows_followed > 0 OR refreshed.changes_followed > 0
+                 THEN format('%s rows computed for %s changes', refreshed.rows_followed, refreshed.changes_followed) END,
+            CASE WHEN refreshed.months <> '{}'
+                 THEN format('%s months to read', (SELECT count(DISTINCT m) FROM unnest(refreshed.months) AS m)) END,
+            CASE WHEN made > 0 THEN format('%s partition(s) made', made) END,
+            CASE WHEN refreshed.rows_followed = 0 AND refreshed.changes_followed = 0 AND refreshed.months = '{}' THEN 'up to date' END);
+    END LOOP;
+    IF run IS NOT NULL THEN
+        PERFORM bqx._enter_run(run);
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        CALL bqx._work_off(run, CASE WHEN units <= few_units THEN 0 END, true);
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        PERFORM bqx._forget_changes(answered);
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+    END IF;
+END
+$$;
+COMMENT ON PROCEDURE bqx.refresh(text[]) IS
+    'Brings the derived tables up to the newest bar, and computes anew exactly what corrected or deleted bars touch';

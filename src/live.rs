@@ -1,0 +1,608 @@
+//! The rows that changed bars affect, computed and stored in the transaction that changed them.
+//!
+//! A change of a bar affects its own row and those of as many bars after it as the longest window holds. They are computed from the
+//! bars as they are now, and stored by one statement: `INSERT … ON CONFLICT DO UPDATE` where they differ.
+//!
+//! Two transactions that change bars of one pair at once would each miss the other's. So whoever computes holds the pair's lock until
+//! the transaction ends, and looks at the bars in a snapshot taken after it got the lock.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::rc::Rc;
+
+use bqx_core::calendar::Month;
+use bqx_core::changed_ranges::ChangedRange;
+use bqx_core::columns::{Column, Family};
+use pgrx::datum::{Date, TimestampWithTimeZone};
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::prelude::*;
+use pgrx::spi::{OwnedPreparedStatement, SpiClient};
+use pgrx::{IntoDatum, direct_function_call_as_datum};
+
+use crate::bar_changes::Noted;
+use crate::computed_rows::{for_each_computed_row, lookback, own_columns, value_columns};
+use crate::errors::Failure;
+use crate::metric_columns::family;
+use crate::rows::{ResultSet, for_each_row};
+use crate::series::{self, Fingerprint, Series};
+
+static LIVE: GucSetting<bool> = GucSetting::<bool>::new(true);
+static NOTIFY: GucSetting<bool> = GucSetting::<bool>::new(false);
+static MONTHS_AHEAD: GucSetting<i32> = GucSetting::<i32>::new(0);
+
+pub fn define_settings() {
+    GucRegistry::define_bool_guc(
+        c"bqx.live",
+        c"Whether the rows of pairs that are followed live are computed when their bars change.",
+        c"Off, changes are noted for bqx.refresh, which is faster for many bars at once.",
+        &LIVE,
+        GucContext::Userset,
+        GucFlags::empty(),
+    );
+    GucRegistry::define_bool_guc(
+        c"bqx.notify",
+        c"Whether who listens on channel bqx_bars is told of rows that were computed because bars changed.",
+        c"The payload is JSON: pair, and the times of the first and the last of the rows.",
+        &NOTIFY,
+        GucContext::Userset,
+        GucFlags::empty(),
+    );
+    GucRegistry::define_int_guc(
+        c"bqx.months_ahead",
+        c"Months after the newest bar's for which partitions are made.",
+        c"By refresh (at least one), and by create_tables where to_month is left out.",
+        &MONTHS_AHEAD,
+        0,
+        120,
+        GucContext::Userset,
+        GucFlags::empty(),
+    );
+}
+
+/// The setting `bqx.months_ahead`.
+#[pg_extern(stable)]
+fn _months_ahead() -> i32 {
+    MONTHS_AHEAD.get()
+}
+
+/// Whether rows are computed at once, in this session, at this moment.
+pub fn is_on() -> bool {
+    LIVE.get()
+}
+
+/// The table of schema bqx that has this name; `Oid::INVALID` if none has.
+pub fn table_named(name: &str) -> pg_sys::Oid {
+    let Ok(name) = CString::new(name) else { return pg_sys::Oid::INVALID };
+    // Safety: lookups in the catalogs, with C strings that outlive them.
+    unsafe { pg_sys::get_relname_relid(name.as_ptr(), pg_sys::get_namespace_oid(c"bqx".as_ptr(), false)) }
+}
+
+/// Whether a table is this one, or a partition of it on any level.
+pub fn is_part_of(relation: pg_sys::Oid, table: pg_sys::Oid) -> bool {
+    if relation == table || table == pg_sys::Oid::INVALID {
+        return relation == table && table != pg_sys::Oid::INVALID;
+    }
+    // Safety: a lookup in the catalogs; the list is one of OIDs.
+    unsafe {
+        pg_sys::get_rel_relispartition(relation)
+            && pg_sys::list_member_oid(get_partition_ancestors(relation), table)
+    }
+}
+
+unsafe extern "C-unwind" {
+    /// The tables that a partition is a part of, a list of OIDs. Not in the bindings.
+    fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
+}
+
+/// Waits until nobody else computes rows of the pair, and keeps others from it until the transaction ends.
+pub fn lock_pair(pair: &str) {
+    // Safety: PostgreSQL's own function, with its argument.
+    unsafe {
+        direct_function_call_as_datum(pg_sys::pg_advisory_xact_lock_int8, &[pair_lock(pair).into_datum()])
+    };
+}
+
+/// The key of a pair's lock: `bqx._lock_key`, which tells all of them, is asked once in a session.
+fn pair_lock(pair: &str) -> i64 {
+    let known = LOCK_KEYS.with_borrow(|keys| keys.get(pair).copied());
+    known.unwrap_or_else(|| {
+        let query = "SELECT bqx._lock_key('pair'::pg_catalog.text, $1)";
+        let key = Spi::get_one_with_args::<i64>(query, &[pair.into()]);
+        let key = key.unwrap_or_else(|e| error!("{e}")).expect("a key");
+        LOCK_KEYS.with_borrow_mut(|keys| keys.insert(pair.to_owned(), key));
+        key
+    })
+}
+
+/// Computes and stores the rows that changes of a pair's bars affect, and says how many it looked at. In a repeatable-read
+/// transaction that can't see all bars: 40001.
+pub fn follow(pair: &str, changes: &[ChangedRange]) -> i64 {
+    lock_pair(pair);
+    let tables = DerivedTable::all_of(pair);
+    let m1 = table_named(&format!("m1_{pair}"));
+    if tables.is_empty() || changes.is_empty() || m1 == pg_sys::Oid::INVALID {
+        return 0;
+    }
+    check_may_read(m1);
+    let longest = tables.iter().map(|table| lookback(&table.columns)).max().unwrap_or(0);
+    // Safety: both only look at, or advance, the state of this backend's transaction.
+    let is_one_snapshot = unsafe {
+        pg_sys::CommandCounterIncrement();
+        pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32
+    };
+    let newest = is_one_snapshot.then(|| {
+        // Safety: takes no argument; what it returns is pushed at once.
+        let _snapshot = ActiveSnapshot::push(unsafe { pg_sys::GetLatestSnapshot() });
+        fingerprint(m1, changes, longest)
+    });
+    // Safety: see above. In READ COMMITTED it is a new one, and the lock is held.
+    let snapshot = ActiveSnapshot::push(unsafe { pg_sys::GetTransactionSnapshot() });
+    if newest.is_some_and(|newest| newest != fingerprint(m1, changes, longest)) {
+        refuse_old_snapshot(pair);
+    }
+    let mut stored = Stored::default();
+    series::for_each_affected_piece(m1, changes, longest, |piece| {
+        stored.add(piece);
+        tables.iter().for_each(|table| table.store(pair, piece));
+        Ok(())
+    });
+    drop(snapshot);
+    if changes.iter().any(|range| range.removed) {
+        remove_rows_without_bars(pair, changes);
+    }
+    note_followed(pair, &tables, changes, &stored);
+    if NOTIFY.get() {
+        notify(pair, changes, &stored);
+    }
+    stored.rows
+}
+
+/// Deals with what is left of a transaction's changes before it commits, as the role that made them.
+pub fn settle(noted: &Noted) {
+    let _pinned = PinnedSearchPath::set();
+    // Safety: takes no argument; what it returns is pushed at once. Without an active snapshot, a query would give the procedure that
+    // commits one of its own, which would outlive the transaction.
+    let _snapshot = ActiveSnapshot::push(unsafe { pg_sys::GetTransactionSnapshot() });
+    if is_on() && is_followed(table_named(&format!("m1_{}", noted.pair))) {
+        let _role = RoleFor::new(noted.role);
+        follow(&noted.pair, noted.ranges.as_slice());
+    } else {
+        write_down(&noted.pair, noted.ranges.as_slice());
+    }
+}
+
+/// Computes the rows that changes in these ranges affect, as live mode does. For `bqx.refresh`; says how many rows it looked
+/// at.
+#[pg_extern(sql = "
+CREATE FUNCTION bqx._follow_changes(
+    pair text, from_ts timestamp with time zone[], to_ts timestamp with time zone[], removed boolean[]) RETURNS bigint
+LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp AS '@MODULE_PATHNAME@', '@FUNCTION_NAME@';
+")]
+fn _follow_changes(
+    pair: &str,
+    from_ts: Vec<TimestampWithTimeZone>,
+    to_ts: Vec<TimestampWithTimeZone>,
+    removed: Vec<bool>,
+) -> i64 {
+    let ranges = from_ts.into_iter().zip(to_ts).zip(removed);
+    let changes: bqx_core::changed_ranges::ChangedRanges = ranges
+        .map(|((from, to), removed)| ChangedRange { from: from.into(), to: to.into(), removed })
+        .collect();
+    follow(pair, changes.as_slice())
+}
+
+/// A derived table of a pair, as far as it must be known to store rows. Kept for the session.
+struct DerivedTable {
+    family: Family,
+    oid: pg_sys::Oid,
+    /// The columns whose values are computed.
+    columns: Rc<[Column]>,
+    upsert: OwnedPreparedStatement,
+}
+
+thread_local! {
+    /// The derived tables of the pairs that this session followed, with their M1.
+    static TABLES: RefCell<Vec<PairTables>> = const { RefCell::new(Vec::new()) };
+    /// What `_rows_to_store` returns.
+    static TO_STORE: RefCell<Option<RowsToStore>> = const { RefCell::new(None) };
+    static LOCK_KEYS: RefCell<HashMap<String, i64>> = RefCell::default();
+    /// Whether something about a table changed since the cache was looked at.
+    static TABLES_CHANGED: Cell<bool> = const { Cell::new(false) };
+}
+
+struct PairTables {
+    pair: String,
+    tables: Rc<[DerivedTable]>,
+}
+
+impl DerivedTable {
+    /// The pair's derived tables, of both families where there are both.
+    fn all_of(pair: &str) -> Rc<[DerivedTable]> {
+        forget_tables_that_change();
+        if TABLES_CHANGED.take() {
+            TABLES.take();
+        }
+        let known = TABLES.with_borrow(|pairs| {
+            pairs.iter().find(|known| known.pair == pair).map(|known| known.tables.clone())
+        });
+        let is_there = |f: Family| table_named(&format!("{}_{pair}", f.name()));
+        if let Some(tables) = known
+            && Family::ALL
+                .iter()
+                .map(|&f| is_there(f))
+                .filter(|&oid| oid != pg_sys::Oid::INVALID)
+                .eq(tables.iter().map(|table| table.oid))
+        {
+            return tables;
+        }
+        let tables: Rc<[DerivedTable]> = Spi::connect(|client| Self::load(client, pair)).into();
+        TABLES.with_borrow_mut(|pairs| {
+            pairs.retain(|known| known.pair != pair);
+            pairs.push(PairTables { pair: pair.to_owned(), tables: tables.clone() });
+        });
+        tables
+    }
+
+    fn load(client: &SpiClient<'_>, pair: &str) -> Vec<DerivedTable> {
+        let mut found = Vec::new();
+        let query =
+            "SELECT t.family, t.derived::oid, t.column_names, t.upsert FROM bqx._tables_to_follow($1) AS t";
+        for_each_row(client, query, &[pair.into()], |row| {
+            let text = |i| row.get::<String>(i).unwrap_or_default();
+            let names = row.get::<Vec<String>>(3).unwrap_or_default();
+            found.push((text(1), row.get::<pg_sys::Oid>(2).unwrap_or_default(), names, text(4)));
+        });
+        let load = |(name, oid, names, upsert): (String, pg_sys::Oid, Vec<String>, String)| {
+            let family = family(&name);
+            let columns = value_columns(&own_columns(family, names.iter().map(String::as_str))).into();
+            let upsert = client.prepare(upsert.as_str(), &[]).unwrap_or_else(|e| error!("{e}")).keep();
+            DerivedTable { family, oid, columns, upsert }
+        };
+        found.into_iter().map(load).collect()
+    }
+
+    /// Stores the rows of a piece where they differ from those that are there.
+    fn store(&self, pair: &str, piece: &Rc<Series>) {
+        let rows = piece.rows();
+        self.ensure_partitions(pair, piece.times[rows.start], piece.times[rows.end - 1]);
+        let _offer = RowsToStore { piece: piece.clone(), columns: self.columns.clone() }.offer();
+        Spi::connect_mut(|client| {
+            client.update(&self.upsert, None, &[]).map(|_| ()).unwrap_or_else(|e| error!("{e}"));
+        });
+    }
+
+    /// Makes the partitions that rows of a stretch of time need, where they are missing.
+    fn ensure_partitions(&self, pair: &str, from: i64, to: i64) {
+        let (Some(first), Some(last)) = (Month::from_pg_micros(from), Month::from_pg_micros(to)) else {
+            return;
+        };
+        for month in first.through(last) {
+            let instant = from.max(month.start_pg_micros());
+            if !partition_bounds_hold(self.oid, instant) {
+                let query = "SELECT bqx._make_followed_partition($1, $2, $3)";
+                let arguments = [self.family.name().into(), pair.into(), date(month).into()];
+                Spi::run_with_args(query, &arguments).unwrap_or_else(|e| error!("{e}"));
+            }
+        }
+    }
+}
+
+/// The first day of a month, as SQL has it.
+fn date(month: Month) -> Date {
+    Date::new(month.year(), month.month() as u8, 1).unwrap_or_else(|e| error!("{e}"))
+}
+
+/// Whether a table has room for a row of this time: it is not partitioned, or a partition holds that time. Whatever can't be
+/// told here is left to the statement.
+fn partition_bounds_hold(oid: pg_sys::Oid, time: i64) -> bool {
+    // Safety: the relation stays open while its description is looked at, which then has as many bounds as it says: of a range, one
+    // array each, with a value per column of the key. A partition of index i holds the range below the bound i.
+    unsafe {
+        let relation = pg_sys::table_open(oid, pg_sys::AccessShareLock as i32);
+        let mut holds = true;
+        if (*(*relation).rd_rel).relkind as u8 == pg_sys::RELKIND_PARTITIONED_TABLE {
+            let partitions = pg_sys::RelationGetPartitionDesc(relation, true);
+            let bounds = (*partitions).boundinfo;
+            if bounds.is_null() {
+                holds = (*partitions).nparts > 0;
+            } else if (*bounds).strategy as u8 == b'r' {
+                let is_after = |i: usize| match *(*(*bounds).kind.add(i)) {
+                    pg_sys::PartitionRangeDatumKind::PARTITION_RANGE_DATUM_MINVALUE => false,
+                    pg_sys::PartitionRangeDatumKind::PARTITION_RANGE_DATUM_MAXVALUE => true,
+                    _ => (*(*(*bounds).datums.add(i))).value() as i64 > time,
+                };
+                let place =
+                    (0..(*bounds).ndatums as usize).collect::<Vec<_>>().partition_point(|&i| !is_after(i));
+                holds = *(*bounds).indexes.add(place) >= 0 || (*bounds).default_index >= 0;
+            }
+        }
+        pg_sys::table_close(relation, pg_sys::NoLock as i32);
+        holds
+    }
+}
+
+/// Registered once, for good: a table that is altered or dropped is looked at again.
+fn forget_tables_that_change() {
+    static REGISTERED: std::sync::Once = std::sync::Once::new();
+    // Safety: the callback is a function of this library, which is never unloaded.
+    REGISTERED.call_once(|| unsafe {
+        pg_sys::CacheRegisterRelcacheCallback(Some(on_table_change), pg_sys::Datum::from(0));
+    });
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_table_change(_arg: pg_sys::Datum, oid: pg_sys::Oid) {
+    let concerns = |tables: &PairTables| {
+        oid == pg_sys::Oid::INVALID || tables.tables.iter().any(|table| table.oid == oid)
+    };
+    // While the cache is being changed, it is all looked at again.
+    let changed =
+        TABLES.try_with(|pairs| pairs.try_borrow().map_or(true, |pairs| pairs.iter().any(concerns)));
+    if changed.unwrap_or(false) {
+        TABLES_CHANGED.set(true);
+    }
+}
+
+/// The rows of a piece, for these columns.
+#[derive(Clone)]
+struct RowsToStore {
+    piece: Rc<Series>,
+    columns: Rc<[Column]>,
+}
+
+impl RowsToStore {
+    /// Lets `_rows_to_store` return them for as long as the returned value lives.
+    fn offer(self) -> impl Drop {
+        struct Offer;
+        impl Drop for Offer {
+            fn drop(&mut self) {
+                TO_STORE.take();
+            }
+        }
+        TO_STORE.set(Some(self));
+        Offer
+    }
+}
+
+/// The rows that are being stored, as `_computed_rows` has them; none outside of that.
+#[pg_extern(sql = "
+CREATE FUNCTION bqx._rows_to_store() RETURNS SETOF record LANGUAGE c VOLATILE ROWS 10
+SET search_path = pg_catalog, pg_temp AS '@MODULE_PATHNAME@', '@FUNCTION_NAME@';
+")]
+fn _rows_to_store(fcinfo: pg_sys::FunctionCallInfo) {
+    let Some(RowsToStore { piece, columns }) = TO_STORE.with_borrow(Clone::clone) else {
+        error!("no rows are being stored");
+    };
+    let mut types = vec![pg_sys::FLOAT8OID; columns.len() + 1];
+    types[0] = pg_sys::TIMESTAMPTZOID;
+    // Safety: it is this function's own call.
+    let mut rows = unsafe { ResultSet::start(fcinfo, &types) };
+    let mut row = vec![None; columns.len() + 1];
+    let computed = for_each_computed_row(&piece, &columns, |computed| {
+        row[0] = Some(pg_sys::Datum::from(computed.time));
+        for (i, slot) in row[1..].iter_mut().enumerate() {
+            *slot = computed.value(i).map(|v| pg_sys::Datum::from(v.to_bits()));
+        }
+        rows.put(&row);
+    });
+    computed
+        .unwrap_or_else(|_| Failure::out_of_memory("Rows that bars affect could not be computed.").raise());
+}
+
+/// What was stored, or would have been if it had differed.
+#[derive(Default)]
+struct Stored {
+    rows: i64,
+    first: Option<i64>,
+    last: Option<i64>,
+    /// Months with rows, ascending.
+    months: Vec<Month>,
+}
+
+impl Stored {
+    fn add(&mut self, piece: &Series) {
+        let times = &piece.times[piece.rows()];
+        self.rows += times.len() as i64;
+        self.first = self.first.or(times.first().copied());
+        self.last = times.last().copied();
+        let (Some(first), Some(last)) = (times.first(), times.last()) else { return };
+        if let (Some(first), Some(last)) = (Month::from_pg_micros(*first), Month::from_pg_micros(*last)) {
+            let known = self.months.last().copied(); // pieces come in order
+            self.months.extend(first.through(last).filter(|&month| known.is_none_or(|known| month > known)));
+        }
+    }
+}
+
+/// What the affected bars are, to compare two snapshots.
+fn fingerprint(m1: pg_sys::Oid, changes: &[ChangedRange], lookback: usize) -> String {
+    let mut fingerprints = Vec::new();
+    series::for_each_affected_piece(m1, changes, lookback, |piece| {
+        let mut fingerprint = Fingerprint::new(lookback, "");
+        fingerprint.add(piece);
+        fingerprints.push(fingerprint.to_string());
+        Ok(())
+    });
+    fingerprints.concat()
+}
+
+fn refuse_old_snapshot(pair: &str) -> ! {
+    Failure::new(
+        PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+        format!("could not serialize access: bars of \"{pair}\" have changed since this transaction began"),
+    )
+    .detail("Its snapshot does not show all bars that its rows depend on.")
+    .hint("Try the transaction again, or insert bars under READ COMMITTED.")
+    .raise()
+}
+
+/// 42501 where the caller may not read the bars, or not all of them.
+fn check_may_read(m1: pg_sys::Oid) {
+    let arguments = [m1.into()];
+    // Safety: lookups in the catalogs.
+    let (may_read, is_restricted) = unsafe {
+        let role = pg_sys::GetUserId();
+        let right = pg_sys::pg_class_aclcheck(m1, role, pg_sys::ACL_SELECT as pg_sys::AclMode);
+        let hidden = pg_sys::check_enable_rls(m1, pg_sys::Oid::INVALID, true);
+        (right == pg_sys::AclResult::ACLCHECK_OK, hidden == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32)
+    };
+    if is_restricted {
+        Spi::run_with_args("SELECT bqx._check_sees_all_rows($1::pg_catalog.regclass)", &arguments)
+            .unwrap_or_else(|e| error!("{e}"));
+    }
+    if !may_read {
+        Spi::run_with_args("SELECT bqx._refuse_to_follow($1::pg_catalog.regclass)", &arguments)
+            .unwrap_or_else(|e| error!("{e}"));
+    }
+}
+
+fn remove_rows_without_bars(pair: &str, changes: &[ChangedRange]) {
+    for range in changes.iter().filter(|range| range.removed) {
+        let ends = [series::instant(range.from), series::instant(range.to)];
+        let [from, to] = ends;
+        Spi::run_with_args("SELECT bqx._remove_rows_without_bars($1, $2, $3)", &[pair.into(), from, to])
+            .unwrap_or_else(|e| error!("{e}"));
+    }
+}
+
+/// Notes that months' rows are no longer those of the fingerprints recorded.
+fn note_followed(pair: &str, tables: &[DerivedTable], changes: &[ChangedRange], stored: &Stored) {
+    let families: Vec<&str> = tables.iter().map(|table| table.family.name()).collect();
+    let months: Vec<Date> = stored.months.iter().map(|&month| date(month)).collect();
+    let removed = || changes.iter().filter(|range| range.removed);
+    let month_of = |time: i64| Month::from_pg_micros(time).map(date);
+    let first_removed = removed().next().map(|range| month_of(range.from).unwrap_or(date(Month::MIN)));
+    let last_removed = removed().next_back().map(|range| month_of(range.to).unwrap_or(date(Month::MAX)));
+    let arguments = [pair.into(), families.into(), months.into(), first_removed.into(), last_removed.into()];
+    Spi::run_with_args("SELECT bqx._note_followed($1, $2, $3, $4, $5)", &arguments)
+        .unwrap_or_else(|e| error!("{e}"));
+}
+
+/// Tells listeners which rows are new, once the transaction commits.
+fn notify(pair: &str, changes: &[ChangedRange], stored: &Stored) {
+    let from = changes[0].from.min(stored.first.unwrap_or(i64::MAX));
+    let to = changes[changes.len() - 1].to.max(stored.last.unwrap_or(i64::MIN));
+    let arguments = [pair.into(), series::instant(from), series::instant(to)];
+    Spi::run_with_args("SELECT bqx._notify_bars($1, $2, $3)", &arguments).unwrap_or_else(|e| error!("{e}"));
+}
+
+/// Writes changes down for `bqx.refresh`. Whoever may write bars need not be able to write there.
+fn write_down(pair: &str, changes: &[ChangedRange]) {
+    let table = table_named("bar_changes");
+    // Safety: the relation is closed again; its owner is one of a catalog's columns.
+    let owner = unsafe {
+        let relation = pg_sys::table_open(table, pg_sys::AccessShareLock as i32);
+        let owner = (*(*relation).rd_rel).relowner;
+        pg_sys::table_close(relation, pg_sys::NoLock as i32);
+        owner
+    };
+    let _role = RoleFor::new(owner);
+    for range in changes {
+        let arguments =
+            [pair.into(), series::instant(range.from), series::instant(range.to), range.removed.into()];
+        let insert = "INSERT INTO bqx.bar_changes (pair, from_ts, to_ts, removed) VALUES ($1, $2, $3, $4)";
+        Spi::run_with_args(insert, &arguments).unwrap_or_else(|e| error!("{e}"));
+    }
+}
+
+/// Whether a pair is followed live: its table has the trigger of `enable_live`.
+fn is_followed(m1: pg_sys::Oid) -> bool {
+    if m1 == pg_sys::Oid::INVALID {
+        return false;
+    }
+    // Safety: the relation stays open while its triggers are looked at, of which there are as many as it says.
+    unsafe {
+        let relation = pg_sys::table_open(m1, pg_sys::AccessShareLock as i32);
+        let description = (*relation).trigdesc;
+        let triggers = if description.is_null() {
+            &[]
+        } else {
+            std::slice::from_raw_parts((*description).triggers, (*description).numtriggers as usize)
+        };
+        let found = triggers.iter().any(|trigger| std::ffi::CStr::from_ptr(trigger.tgname) == c"bqx_live");
+        pg_sys::table_close(relation, pg_sys::NoLock as i32);
+        found
+    }
+}
+
+/// A snapshot that queries see for as long as it lives.
+struct ActiveSnapshot;
+
+impl ActiveSnapshot {
+    fn push(snapshot: pg_sys::Snapshot) -> ActiveSnapshot {
+        // Safety: the caller has just got it; it is taken off by `drop`, or by PostgreSQL after an error.
+        unsafe { pg_sys::PushActiveSnapshot(snapshot) };
+        ActiveSnapshot
+    }
+}
+
+impl Drop for ActiveSnapshot {
+    fn drop(&mut self) {
+        // After an error, PostgreSQL takes it off when it aborts the transaction.
+        if !std::thread::panicking() {
+            // Safety: it is the one pushed by `push`: what was pushed after it is off again.
+            unsafe { pg_sys::PopActiveSnapshot() };
+        }
+    }
+}
+
+/// Another role for as long as it lives.
+struct RoleFor {
+    role: pg_sys::Oid,
+    context: i32,
+}
+
+impl RoleFor {
+    fn new(role: pg_sys::Oid) -> RoleFor {
+        let mut before = RoleFor { role: pg_sys::Oid::INVALID, context: 0 };
+        // Safety: PostgreSQL's own way to act as a table's owner; undone by `drop`, or by PostgreSQL after an error. While it
+        // lasts, SET ROLE is refused.
+        unsafe {
+            pg_sys::GetUserIdAndSecContext(&raw mut before.role, &raw mut before.context);
+            let context = before.context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32;
+            pg_sys::SetUserIdAndSecContext(role, context);
+        }
+        before
+    }
+}
+
+impl Drop for RoleFor {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // Safety: what it was before.
+            unsafe { pg_sys::SetUserIdAndSecContext(self.role, self.context) };
+        }
+    }
+}
+
+/// `search_path` as functions of ours have it, where there is no function call that could set it.
+struct PinnedSearchPath(i32);
+
+impl PinnedSearchPath {
+    fn set() -> PinnedSearchPath {
+        // Safety: PostgreSQL's own way to set something for a while; undone by `drop`, or by PostgreSQL after an error.
+        unsafe {
+            let level = pg_sys::NewGUCNestLevel();
+            pg_sys::set_config_option(
+                c"search_path".as_ptr(),
+                c"pg_catalog, pg_temp".as_ptr(),
+                pg_sys::GucContext::PGC_USERSET,
+                pg_sys::GucSource::PGC_S_SESSION,
+                pg_sys::GucAction::GUC_ACTION_SAVE,
+                true,
+                0,
+                false,
+            );
+            PinnedSearchPath(level)
+        }
+    }
+}
+
+impl Drop for PinnedSearchPath {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // Safety: the level that `set` began.
+            unsafe { pg_sys::AtEOXact_GUC(true, self.0) };
+        }
+    }
+}
