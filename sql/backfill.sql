@@ -60,7 +60,7 @@ BEGIN
         FOREACH one_family IN ARRAY families LOOP
             IF NOT bqx._run_force(run_id) AND bqx._month_is_current(one_family, pair, month) THEN
                 PERFORM bqx._finish_job(run_id, one_family, pair, month, 'done', worker, started,
-                    r.bars, 0::bigint, 0::bigint, r.input_fingerprint, followed_as, NULL::text, NULL::text, NULL::text)
+                    r.bars, 0::bigint, 0::bigint, r.input_fingerprint, bqx._followed_by(one_family, pair, followed_as), NULL::text, NULL::text, NULL::text)
                    FROM bqx._recorded_month(one_family, pair, month) AS r;
             ELSE
                 todo := todo || one_family;
@@ -70,7 +70,7 @@ BEGIN
             FOR written IN SELECT * FROM bqx._write_month(pair, todo, month) LOOP
                 PERFORM bqx._finish_job(run_id, written.family, pair, month, 'done', worker, started,
                     written.bars, written.rows_written, written.rows_removed, written.input_fingerprint,
-                    followed_as, NULL::text, NULL::text, NULL::text);
+                    bqx._followed_by(written.family, pair, followed_as), NULL::text, NULL::text, NULL::text);
             END LOOP;
         END IF;
         RETURN true;

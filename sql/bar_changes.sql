@@ -102,6 +102,15 @@ BEGIN
 END
 $$;
 
+-- The same for rows of a derived table, which depend on its columns, too.
+CREATE FUNCTION bqx._followed_by(family text, pair text, followed_as text) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN followed_as || ' ' || md5((bqx._own_columns(family, bqx._derived_table(family, pair))).shape);
+END
+$$;
+
 -- Triggers of ours that a table lacks, or that a session as a replica would not fire. PostgreSQL copies the triggers on
 -- rows to partitions, but ENABLE ALWAYS not on every major; those of statements are for us to make.
 CREATE FUNCTION bqx._keep_triggers_everywhere(m1 regclass) RETURNS void

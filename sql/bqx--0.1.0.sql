@@ -1749,6 +1749,15 @@ BEGIN
 END
 $$;
 
+-- The same for rows of a derived table, which depend on its columns, too.
+CREATE FUNCTION bqx._followed_by(family text, pair text, followed_as text) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN followed_as || ' ' || md5((bqx._own_columns(family, bqx._derived_table(family, pair))).shape);
+END
+$$;
+
 -- Triggers of ours that a table lacks, or that a session as a replica would not fire. PostgreSQL copies the triggers on
 -- rows to partitions, but ENABLE ALWAYS not on every major; those of statements are for us to make.
 CREATE FUNCTION bqx._keep_triggers_everywhere(m1 regclass) RETURNS void
@@ -3388,7 +3397,7 @@ BEGIN
         FOREACH one_family IN ARRAY families LOOP
             IF NOT bqx._run_force(run_id) AND bqx._month_is_current(one_family, pair, month) THEN
                 PERFORM bqx._finish_job(run_id, one_family, pair, month, 'done', worker, started,
-                    r.bars, 0::bigint, 0::bigint, r.input_fingerprint, followed_as, NULL::text, NULL::text, NULL::text)
+                    r.bars, 0::bigint, 0::bigint, r.input_fingerprint, bqx._followed_by(one_family, pair, followed_as), NULL::text, NULL::text, NULL::text)
                    FROM bqx._recorded_month(one_family, pair, month) AS r;
             ELSE
                 todo := todo || one_family;
@@ -3398,7 +3407,7 @@ BEGIN
             FOR written IN SELECT * FROM bqx._write_month(pair, todo, month) LOOP
                 PERFORM bqx._finish_job(run_id, written.family, pair, month, 'done', worker, started,
                     written.bars, written.rows_written, written.rows_removed, written.input_fingerprint,
-                    followed_as, NULL::text, NULL::text, NULL::text);
+                    bqx._followed_by(written.family, pair, followed_as), NULL::text, NULL::text, NULL::text);
             END LOOP;
         END IF;
         RETURN true;
@@ -3942,7 +3951,7 @@ BEGIN
 END
 $$;
 
--- Months of a derived table that have to be read to know whether they are as they should be, and why.
+-- Months of a pair's derived tables that have to be read to know whether they are as they should be, and why.
 CREATE FUNCTION bqx._months_to_check(pair text, families text[])
 RETURNS TABLE (family text, month date, reason text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -3966,11 +3975,11 @@ BEGIN
         SELECT f AS family, s.* FROM unnest(families) AS f, LATERAL bqx._filled_parts(bqx._derived_table(f, pair)) AS s
     )
     SELECT f, k.month, CASE WHEN r.month IS NULL THEN 'never computed'
-                            WHEN r.followed_as IS DISTINCT FROM k.kept_in OR k.kept_in IS NULL THEN 'changes are not known'
+                            WHEN r.followed_as IS DISTINCT FROM k.kept_in || t.shape OR k.kept_in IS NULL THEN 'changes are not known'
                             ELSE 'rows are gone' END
-      FROM unnest(families) AS f CROSS JOIN followed AS k
+      FROM unnest(families) AS f CROSS JOIN LATERAL bqx._followed_by(f, pair, '') AS t (shape) CROSS JOIN followed AS k
       LEFT JOIN recorded AS r ON r.family = f AND r.month = k.month
-     WHERE r.month IS NULL OR r.followed_as IS DISTINCT FROM k.kept_in OR k.kept_in IS NULL
+     WHERE r.month IS NULL OR r.followed_as IS DISTINCT FROM k.kept_in || t.shape OR k.kept_in IS NULL
         OR r.bars > 0 AND NOT EXISTS (SELECT FROM stored AS s
                                        WHERE s.family = f AND s.from_ts < k.ends_at AND s.to_ts > k.starts_at)
      ORDER BY k.month, f;
@@ -5272,6 +5281,29 @@ BEGIN
 END
 $$;
 
+-- Of a month without a fingerprint, whose rows have followed single changes of their bars, all rows are computed once more:
+-- how many of the bars have not just that row, and which is the first.
+CREATE FUNCTION bqx._rows_astray(checked bqx._verified_table, month date, OUT bars bigint, OUT astray bigint, OUT first_at timestamp with time zone)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+SET enable_nestloop = off  -- as in _write_month_plainly
+AS $$
+DECLARE
+    value_names text[] := ARRAY(SELECT n FROM unnest((bqx._own_columns(checked.family, checked.derived)).names) AS n
+                                 WHERE n NOT IN ('ts_utc', 'created_at'));
+BEGIN
+    EXECUTE (SELECT format(
+        'SELECT count(*), count(*) FILTER (WHERE t.ts_utc IS NULL), min(c.ts_utc) FILTER (WHERE t.ts_utc IS NULL) '
+        '  FROM bqx._computed_rows($3, $4, $1, $2, $5) AS c (ts_utc timestamptz%1$s) '
+        '  LEFT JOIN (SELECT * %2$s) AS t ON t.ts_utc = %3$s AND ROW(%4$s) IS NOT DISTINCT FROM ROW(%5$s)',
+        string_agg(format(', %I double precision', n), '' ORDER BY i), checked.stored,
+        bqx._as_key(checked.derived, 'ts_utc', 'c.ts_utc'), string_agg(format('t.%I', n), ', ' ORDER BY i),
+        string_agg(format('c.%I::%s', n, bqx._column_type(checked.derived, n)), ', ' ORDER BY i))
+        FROM unnest(value_names) WITH ORDINALITY AS u (n, i))
+       INTO bars, astray, first_at
+      USING bqx._month_start(month), bqx._month_start(bqx._next_month(month)), checked.family, checked.m1, value_names;
+END
+$$;
+
 -- Is the month computed from the bars that are there now?
 CREATE FUNCTION bqx._verify_fresh(checked bqx._verified_table, month date, bars bqx._bars_of_month) RETURNS bqx._finding
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -5280,8 +5312,17 @@ DECLARE
     finding bqx._finding := ROW('stale', checked.family, checked.pair, month, false, NULL);
     recorded record;
     present record;
+    followed record;
 BEGIN
     SELECT r.* INTO recorded FROM bqx._recorded_month(checked.family, checked.pair, month) AS r;
+    IF recorded.bars IS NOT NULL AND recorded.input_fingerprint IS NULL AND bars.sound THEN
+        followed := bqx._rows_astray(checked, month);
+        finding.ok := followed.astray = 0;
+        finding.detail := CASE WHEN finding.ok THEN format('%s rows have followed their bars', followed.bars)
+            ELSE format('%s of %s rows are not those of the bars, first at %s: CALL bqx.backfill();',
+                        followed.astray, followed.bars, bqx._utc_text(followed.first_at)) END;
+        RETURN finding;
+    END IF;
     IF bars.sound THEN
         SELECT cardinality(bars.times) - bars.bars_before AS bars, bqx._fingerprint_of_bars(
                    bars.times, bars.rate_index, bars.bars_before, checked.lookback, checked.shape) AS input_fingerprint

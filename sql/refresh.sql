@@ -58,7 +58,7 @@ BEGIN
 END
 $$;
 
--- Months of a derived table that have to be read to know whether they are as they should be, and why.
+-- Months of a pair's derived tables that have to be read to know whether they are as they should be, and why.
 CREATE FUNCTION bqx._months_to_check(pair text, families text[])
 RETURNS TABLE (family text, month date, reason text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -82,11 +82,11 @@ BEGIN
         SELECT f AS family, s.* FROM unnest(families) AS f, LATERAL bqx._filled_parts(bqx._derived_table(f, pair)) AS s
     )
     SELECT f, k.month, CASE WHEN r.month IS NULL THEN 'never computed'
-                            WHEN r.followed_as IS DISTINCT FROM k.kept_in OR k.kept_in IS NULL THEN 'changes are not known'
+                            WHEN r.followed_as IS DISTINCT FROM k.kept_in || t.shape OR k.kept_in IS NULL THEN 'changes are not known'
                             ELSE 'rows are gone' END
-      FROM unnest(families) AS f CROSS JOIN followed AS k
+      FROM unnest(families) AS f CROSS JOIN LATERAL bqx._followed_by(f, pair, '') AS t (shape) CROSS JOIN followed AS k
       LEFT JOIN recorded AS r ON r.family = f AND r.month = k.month
-     WHERE r.month IS NULL OR r.followed_as IS DISTINCT FROM k.kept_in OR k.kept_in IS NULL
+     WHERE r.month IS NULL OR r.followed_as IS DISTINCT FROM k.kept_in || t.shape OR k.kept_in IS NULL
         OR r.bars > 0 AND NOT EXISTS (SELECT FROM stored AS s
                                        WHERE s.family = f AND s.from_ts < k.ends_at AND s.to_ts > k.starts_at)
      ORDER BY k.month, f;

@@ -558,6 +558,29 @@ BEGIN
 END
 $$;
 
+-- Of a month without a fingerprint, whose rows have followed single changes of their bars, all rows are computed once more:
+-- how many of the bars have not just that row, and which is the first.
+CREATE FUNCTION bqx._rows_astray(checked bqx._verified_table, month date, OUT bars bigint, OUT astray bigint, OUT first_at timestamp with time zone)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+SET enable_nestloop = off  -- as in _write_month_plainly
+AS $$
+DECLARE
+    value_names text[] := ARRAY(SELECT n FROM unnest((bqx._own_columns(checked.family, checked.derived)).names) AS n
+                                 WHERE n NOT IN ('ts_utc', 'created_at'));
+BEGIN
+    EXECUTE (SELECT format(
+        'SELECT count(*), count(*) FILTER (WHERE t.ts_utc IS NULL), min(c.ts_utc) FILTER (WHERE t.ts_utc IS NULL) '
+        '  FROM bqx._computed_rows($3, $4, $1, $2, $5) AS c (ts_utc timestamptz%1$s) '
+        '  LEFT JOIN (SELECT * %2$s) AS t ON t.ts_utc = %3$s AND ROW(%4$s) IS NOT DISTINCT FROM ROW(%5$s)',
+        string_agg(format(', %I double precision', n), '' ORDER BY i), checked.stored,
+        bqx._as_key(checked.derived, 'ts_utc', 'c.ts_utc'), string_agg(format('t.%I', n), ', ' ORDER BY i),
+        string_agg(format('c.%I::%s', n, bqx._column_type(checked.derived, n)), ', ' ORDER BY i))
+        FROM unnest(value_names) WITH ORDINALITY AS u (n, i))
+       INTO bars, astray, first_at
+      USING bqx._month_start(month), bqx._month_start(bqx._next_month(month)), checked.family, checked.m1, value_names;
+END
+$$;
+
 -- Is the month computed from the bars that are there now?
 CREATE FUNCTION bqx._verify_fresh(checked bqx._verified_table, month date, bars bqx._bars_of_month) RETURNS bqx._finding
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -566,8 +589,17 @@ DECLARE
     finding bqx._finding := ROW('stale', checked.family, checked.pair, month, false, NULL);
     recorded record;
     present record;
+    followed record;
 BEGIN
     SELECT r.* INTO recorded FROM bqx._recorded_month(checked.family, checked.pair, month) AS r;
+    IF recorded.bars IS NOT NULL AND recorded.input_fingerprint IS NULL AND bars.sound THEN
+        followed := bqx._rows_astray(checked, month);
+        finding.ok := followed.astray = 0;
+        finding.detail := CASE WHEN finding.ok THEN format('%s rows have followed their bars', followed.bars)
+            ELSE format('%s of %s rows are not those of the bars, first at %s: CALL bqx.backfill();',
+                        followed.astray, followed.bars, bqx._utc_text(followed.first_at)) END;
+        RETURN finding;
+    END IF;
     IF bars.sound THEN
         SELECT cardinality(bars.times) - bars.bars_before AS bars, bqx._fingerprint_of_bars(
                    bars.times, bars.rate_index, bars.bars_before, checked.lookback, checked.shape) AS input_fingerprint
