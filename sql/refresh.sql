@@ -221,7 +221,7 @@ DECLARE
     changes record;
     tail record;
 BEGIN
-    PERFORM pg_advisory_xact_lock(bqx._lock_key('pair', pair));  -- what is asked from here on is later
+    PERFORM bqx._await_followers(pair, false);  -- what is asked from here on is later
     SELECT coalesce(array_agg(c.month ORDER BY c.month, c.family), '{}'), coalesce(array_agg(c.family ORDER BY c.month, c.family), '{}')
       INTO done.months, done.families
       FROM (SELECT c.family, c.month FROM bqx._months_to_check(pair, families) AS c
