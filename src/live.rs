@@ -6,7 +6,7 @@
 //! Two transactions that change bars of one pair at once would each miss the other's. So whoever computes holds the pair's lock until
 //! the transaction ends, and looks at the bars in a snapshot taken after it got the lock.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::rc::Rc;
@@ -120,8 +120,11 @@ fn pair_lock(pair: &str) -> i64 {
 /// Computes and stores the rows that changes of a pair's bars affect, and says how many it looked at. In a repeatable-read
 /// transaction that can't see all bars: 40001.
 pub fn follow(pair: &str, changes: &[ChangedRange]) -> i64 {
+    if changes.is_empty() {
+        return 0;
+    }
     lock_pair(pair);
-    let Some(tables) = PairTables::of(pair).filter(|_| !changes.is_empty()) else { return 0 };
+    let Some(tables) = PairTables::of(pair) else { return 0 };
     check_may_read(tables.m1);
     // Safety: advances the state of this backend's transaction, so that what it did can be seen.
     unsafe { pg_sys::CommandCounterIncrement() };
@@ -213,6 +216,8 @@ thread_local! {
     static TABLES: RefCell<Vec<Rc<PairTables>>> = const { RefCell::new(Vec::new()) };
     /// What `_rows_to_store` returns.
     static TO_STORE: RefCell<Option<RowsToStore>> = const { RefCell::new(None) };
+    /// The statement that every change ends with.
+    static NOTE_FOLLOWED: OnceCell<OwnedPreparedStatement> = const { OnceCell::new() };
     static LOCK_KEYS: RefCell<HashMap<String, i64>> = RefCell::default();
     /// Whether something about a table changed since the cache was looked at.
     static TABLES_CHANGED: Cell<bool> = const { Cell::new(false) };
@@ -488,8 +493,17 @@ fn note_followed(pair: &str, tables: &[DerivedTable], changes: &[ChangedRange], 
     let first_removed = removed().next().map(|range| month_of(range.from).unwrap_or(date(Month::MIN)));
     let last_removed = removed().next_back().map(|range| month_of(range.to).unwrap_or(date(Month::MAX)));
     let arguments = [pair.into(), families.into(), months.into(), first_removed.into(), last_removed.into()];
-    Spi::run_with_args("SELECT bqx._note_followed($1, $2, $3, $4, $5)", &arguments)
-        .unwrap_or_else(|e| error!("{e}"));
+    NOTE_FOLLOWED.with(|prepared| {
+        let statement = prepared.get_or_init(|| {
+            use pgrx::pg_sys::BuiltinOid::{DATEARRAYOID, DATEOID, TEXTARRAYOID, TEXTOID};
+            let types = [TEXTOID, TEXTARRAYOID, DATEARRAYOID, DATEOID, DATEOID].map(pgrx::PgOid::from);
+            let query = "SELECT bqx._note_followed($1, $2, $3, $4, $5)";
+            Spi::connect(|client| client.prepare(query, &types).unwrap_or_else(|e| error!("{e}")).keep())
+        });
+        Spi::connect_mut(|client| {
+            client.update(statement, None, &arguments).map(|_| ()).unwrap_or_else(|e| error!("{e}"));
+        });
+    });
 }
 
 /// Tells listeners which rows are new, once the transaction commits.

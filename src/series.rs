@@ -454,7 +454,7 @@ enum Fault {
 
 /// What is wrong with a bar that is to follow a series.
 fn fault(series: &Series, bar: &Bar) -> Option<Fault> {
-    if bar.time == MINUS_INFINITY {
+    if bar.time == MINUS_INFINITY || bar.time == INFINITY {
         Some(Fault::InfiniteTime)
     } else if !is_price(bar.close) {
         Some(Fault::NoPrice("close", bar.close))
