@@ -414,8 +414,8 @@ BEGIN
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     CALL bqx._work_off(run_id, workers, coalesce(wait, true));
+    SET LOCAL search_path TO pg_catalog, pg_temp;
     IF answered <> '{}' THEN
-        SET LOCAL search_path TO pg_catalog, pg_temp;
         PERFORM bqx._forget_changes(answered);
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;

@@ -3,8 +3,7 @@
 SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
 
 -- Changes whose rows nobody has computed yet, as stretches of time, both ends included; `removed` where there may be a
--- bar less than before. Live pairs have none: their rows are computed with the change. Not dumped: where the tables are
--- others, all months are read once anyway (_followed_as).
+-- bar less than before. Live pairs have none: their rows are computed with the change.
 CREATE TABLE bqx.bar_changes (
     change_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     pair text NOT NULL,
@@ -14,6 +13,10 @@ CREATE TABLE bqx.bar_changes (
     noted_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );
 CREATE INDEX ON bqx.bar_changes (pair);
+
+SELECT pg_catalog.pg_extension_config_dump('bqx.bar_changes', '');
+SELECT pg_catalog.pg_extension_config_dump(
+    pg_catalog.pg_get_serial_sequence('bqx.bar_changes', 'change_id')::pg_catalog.regclass, '');
 
 -- The noted changes of a pair, for who may read its derived tables.
 CREATE FUNCTION bqx._noted_changes(pair text, caller bigint DEFAULT bqx._caller())
@@ -118,7 +121,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     live bytea := (SELECT t.tgargs FROM pg_trigger AS t WHERE t.tgrelid = m1 AND t.tgname = 'bqx_live');
-    pair text := convert_from(rtrim(live, '\x00'), 'UTF8');
+    pair text := convert_from(rtrim(live, decode('00', 'hex')), 'UTF8');
     lacking regclass;
     lax record;
 BEGIN

@@ -1650,8 +1650,7 @@ CREATE FUNCTION bqx._note_bar_change() RETURNS trigger LANGUAGE c AS 'MODULE_PAT
 SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
 
 -- Changes whose rows nobody has computed yet, as stretches of time, both ends included; `removed` where there may be a
--- bar less than before. Live pairs have none: their rows are computed with the change. Not dumped: where the tables are
--- others, all months are read once anyway (_followed_as).
+-- bar less than before. Live pairs have none: their rows are computed with the change.
 CREATE TABLE bqx.bar_changes (
     change_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     pair text NOT NULL,
@@ -1661,6 +1660,10 @@ CREATE TABLE bqx.bar_changes (
     noted_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );
 CREATE INDEX ON bqx.bar_changes (pair);
+
+SELECT pg_catalog.pg_extension_config_dump('bqx.bar_changes', '');
+SELECT pg_catalog.pg_extension_config_dump(
+    pg_catalog.pg_get_serial_sequence('bqx.bar_changes', 'change_id')::pg_catalog.regclass, '');
 
 -- The noted changes of a pair, for who may read its derived tables.
 CREATE FUNCTION bqx._noted_changes(pair text, caller bigint DEFAULT bqx._caller())
@@ -1765,7 +1768,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     live bytea := (SELECT t.tgargs FROM pg_trigger AS t WHERE t.tgrelid = m1 AND t.tgname = 'bqx_live');
-    pair text := convert_from(rtrim(live, '\x00'), 'UTF8');
+    pair text := convert_from(rtrim(live, decode('00', 'hex')), 'UTF8');
     lacking regclass;
     lax record;
 BEGIN
@@ -2182,6 +2185,11 @@ BEGIN
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;
         RAISE NOTICE 'm1_%: baseline % applied, rate_index set on % bars', chosen_pair, baseline, changed;
+        IF changed > 0 AND bqx._families_of(chosen_pair) <> '{}' THEN
+            RAISE NOTICE USING
+                MESSAGE = format('%s: rows of its derived tables are stale now', chosen_pair),
+                HINT = format('CALL bqx.backfill(pairs => ARRAY[%L]);', chosen_pair);
+        END IF;
     END LOOP;
 END
 $$;
@@ -3751,8 +3759,8 @@ BEGIN
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     CALL bqx._work_off(run_id, workers, coalesce(wait, true));
+    SET LOCAL search_path TO pg_catalog, pg_temp;
     IF answered <> '{}' THEN
-        SET LOCAL search_path TO pg_catalog, pg_temp;
         PERFORM bqx._forget_changes(answered);
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
@@ -3784,6 +3792,13 @@ AS $$
          WHERE i.indrelid = derived AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indnkeyatts = 1
            AND i.indpred IS NULL AND a.attname = 'ts_utc')
         THEN format('%s has no unique index on ts_utc', derived) END
+$$;
+
+-- Whether an M1 table is partitioned by its time, if at all, so that src/time_partitions.rs can tell its parts.
+CREATE FUNCTION bqx._is_kept_by_time(m1 oid) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT NOT EXISTS (SELECT FROM pg_partitioned_table AS p WHERE p.partrelid = m1) OR bqx._is_partitioned_by(m1, 'time')
 $$;
 
 -- The statement that stores the rows of _rows_to_store where they differ from what is there. What was changed gets the

@@ -12,6 +12,13 @@ AS $$
         THEN format('%s has no unique index on ts_utc', derived) END
 $$;
 
+-- Whether an M1 table is partitioned by its time, if at all, so that src/time_partitions.rs can tell its parts.
+CREATE FUNCTION bqx._is_kept_by_time(m1 oid) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT NOT EXISTS (SELECT FROM pg_partitioned_table AS p WHERE p.partrelid = m1) OR bqx._is_partitioned_by(m1, 'time')
+$$;
+
 -- The statement that stores the rows of _rows_to_store where they differ from what is there. What was changed gets the
 -- created_at of a new row.
 CREATE FUNCTION bqx._upsert_statement(family text, derived regclass) RETURNS text

@@ -136,6 +136,11 @@ BEGIN
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;
         RAISE NOTICE 'm1_%: baseline % applied, rate_index set on % bars', chosen_pair, baseline, changed;
+        IF changed > 0 AND bqx._families_of(chosen_pair) <> '{}' THEN
+            RAISE NOTICE USING
+                MESSAGE = format('%s: rows of its derived tables are stale now', chosen_pair),
+                HINT = format('CALL bqx.backfill(pairs => ARRAY[%L]);', chosen_pair);
+        END IF;
     END LOOP;
 END
 $$;

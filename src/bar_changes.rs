@@ -20,26 +20,44 @@ use crate::live;
 use crate::series::{INFINITY, MINUS_INFINITY};
 
 thread_local! {
-    /// What the current transaction changed and nobody has dealt with yet. After a savepoint was rolled back, it may tell of changes
-    /// that did not last: what is computed anew for nothing comes out as it was.
+    /// What the current transaction changed. After a savepoint was rolled back, it may tell of changes that did not last: what is
+    /// computed anew for nothing comes out as it was.
     static NOTED: RefCell<Vec<Noted>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Changes of a pair's bars.
+/// A role's changes of a pair's bars.
 pub struct Noted {
     pub pair: String,
-    /// Who made them.
     pub role: pg_sys::Oid,
+    /// Those that nobody has dealt with yet.
     pub ranges: ChangedRanges,
+    /// Those whose rows were computed: a savepoint that is rolled back may take the rows along, and not the bars.
+    computed: ChangedRanges,
     /// The pair's M1 table, or its partition, that was seen last.
     relation: pg_sys::Oid,
 }
 
-/// Takes the changes of a pair that were noted.
-pub fn take(pair: &str) -> Option<ChangedRanges> {
+impl Noted {
+    fn is_of(&self, pair: &str, role: pg_sys::Oid) -> bool {
+        self.role == role && self.pair == pair
+    }
+}
+
+/// Who changes bars at this moment.
+fn current_role() -> pg_sys::Oid {
+    // Safety: a plain read of this backend's state.
+    unsafe { pg_sys::GetUserId() }
+}
+
+/// The caller's changes of a pair that nobody has dealt with, to be computed now.
+fn take(pair: &str) -> ChangedRanges {
     NOTED.with_borrow_mut(|noted| {
-        let position = noted.iter().position(|changes| changes.pair == pair)?;
-        Some(noted.swap_remove(position).ranges)
+        let Some(changes) = noted.iter_mut().find(|changes| changes.is_of(pair, current_role())) else {
+            return ChangedRanges::default();
+        };
+        let ranges = std::mem::take(&mut changes.ranges);
+        ranges.as_slice().iter().for_each(|&range| changes.computed.note_range(range));
+        ranges
     })
 }
 
@@ -98,10 +116,8 @@ fn _follow_live(fcinfo: pg_sys::FunctionCallInfo) -> Internal {
     if call.event & pg_sys::TRIGGER_EVENT_OPMASK == pg_sys::TRIGGER_EVENT_TRUNCATE {
         call.note_range(call.bounds());
     }
-    if live::is_on()
-        && let Some(changes) = take(call.pair())
-    {
-        live::follow(call.pair(), changes.as_slice());
+    if live::is_on() {
+        live::follow(call.pair(), take(call.pair()).as_slice());
     }
     no_row()
 }
@@ -224,22 +240,15 @@ impl TriggerCall {
     fn note_range(&self, range: ChangedRange) {
         settle_before_commit();
         NOTED.with_borrow_mut(|noted| {
-            let pair = self.pair();
-            let relation = self.relation_oid();
-            let position = match noted.iter().rposition(|changes| changes.pair == pair) {
+            let (pair, role, relation) = (self.pair(), current_role(), self.relation_oid());
+            let position = match noted.iter().rposition(|changes| changes.is_of(pair, role)) {
                 Some(position) if noted[position].relation == relation => position,
                 // anybody may put a trigger on a table of theirs
                 _ if !self.is_on_m1() => return,
                 Some(position) => position,
                 None => {
-                    // Safety: a plain read of this backend's state.
-                    let role = unsafe { pg_sys::GetUserId() };
-                    noted.push(Noted {
-                        pair: pair.to_owned(),
-                        role,
-                        ranges: ChangedRanges::default(),
-                        relation,
-                    });
+                    let (ranges, computed) = Default::default();
+                    noted.push(Noted { pair: pair.to_owned(), role, ranges, computed, relation });
                     noted.len() - 1
                 }
             };
@@ -267,9 +276,10 @@ impl TriggerCall {
 /// From now on, in this session: what is noted is dealt with before a transaction commits, or forgotten when it aborts.
 fn settle_before_commit() {
     static REGISTERED: std::sync::Once = std::sync::Once::new();
-    // Safety: the callback is a function of this library, which is never unloaded.
+    // Safety: the callbacks are functions of this library, which is never unloaded.
     REGISTERED.call_once(|| unsafe {
-        pg_sys::RegisterXactCallback(Some(on_transaction_end), std::ptr::null_mut())
+        pg_sys::RegisterXactCallback(Some(on_transaction_end), std::ptr::null_mut());
+        pg_sys::RegisterSubXactCallback(Some(on_savepoint_end), std::ptr::null_mut());
     });
 }
 
@@ -277,8 +287,28 @@ fn settle_before_commit() {
 unsafe extern "C-unwind" fn on_transaction_end(event: pg_sys::XactEvent::Type, _arg: *mut std::ffi::c_void) {
     match event {
         pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => settle(),
-        pg_sys::XactEvent::XACT_EVENT_ABORT => NOTED.with_borrow_mut(Vec::clear),
+        pg_sys::XactEvent::XACT_EVENT_COMMIT
+        | pg_sys::XactEvent::XACT_EVENT_PREPARE
+        | pg_sys::XactEvent::XACT_EVENT_ABORT => NOTED.with_borrow_mut(Vec::clear),
         _ => {}
+    }
+}
+
+/// Rows that were computed may be gone, with the savepoint; their bars may have come before it.
+#[pg_guard]
+unsafe extern "C-unwind" fn on_savepoint_end(
+    event: pg_sys::SubXactEvent::Type,
+    _savepoint: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _arg: *mut std::ffi::c_void,
+) {
+    if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
+        NOTED.with_borrow_mut(|noted| {
+            for changes in noted {
+                let computed = std::mem::take(&mut changes.computed);
+                computed.as_slice().iter().for_each(|&range| changes.ranges.note_range(range));
+            }
+        });
     }
 }
 
@@ -287,6 +317,7 @@ unsafe extern "C-unwind" fn on_transaction_end(event: pg_sys::XactEvent::Type, _
 fn settle() {
     loop {
         let mut left = NOTED.take();
+        left.retain(|changes| !changes.ranges.is_empty());
         if left.is_empty() {
             return;
         }

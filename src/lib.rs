@@ -14,6 +14,7 @@
 //! | `series` | reading bars and fingerprinting them |
 //! | `bar_changes` | which bars a transaction changed |
 //! | `live` | their rows computed at once |
+//! | `bar_scan`, `time_partitions` | the bars for that, without a query |
 //! | `computed_rows` | derived rows as a set, for `bqx_metrics`, `reg_metrics` and the plain way of writing |
 //! | `month_writer` | derived rows straight into a partition |
 //! | `heap_pages` | rows as finished pages of a table: with `month_writer` and `index_build` the only place that touches a table's internals |
@@ -31,6 +32,7 @@ use pgrx::prelude::*;
 mod aggregates;
 mod bar_changes;
 mod bar_lines;
+mod bar_scan;
 mod computed_rows;
 mod errors;
 mod heap_pages;
@@ -47,6 +49,7 @@ mod rows;
 mod series;
 mod session;
 mod simulated_bars;
+mod time_partitions;
 mod verification;
 mod workers;
 

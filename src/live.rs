@@ -6,7 +6,7 @@
 //! Two transactions that change bars of one pair at once would each miss the other's. So whoever computes holds the pair's lock until
 //! the transaction ends, and looks at the bars in a snapshot taken after it got the lock.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::rc::Rc;
@@ -21,11 +21,13 @@ use pgrx::spi::{OwnedPreparedStatement, SpiClient};
 use pgrx::{IntoDatum, direct_function_call_as_datum};
 
 use crate::bar_changes::Noted;
+use crate::bar_scan::IndexedBars;
 use crate::computed_rows::{for_each_computed_row, lookback, own_columns, value_columns};
 use crate::errors::Failure;
 use crate::metric_columns::family;
 use crate::rows::{ResultSet, for_each_row};
 use crate::series::{self, Fingerprint, Series};
+use crate::time_partitions::TimePartitions;
 
 static LIVE: GucSetting<bool> = GucSetting::<bool>::new(true);
 static NOTIFY: GucSetting<bool> = GucSetting::<bool>::new(false);
@@ -118,40 +120,35 @@ fn pair_lock(pair: &str) -> i64 {
 /// Computes and stores the rows that changes of a pair's bars affect, and says how many it looked at. In a repeatable-read
 /// transaction that can't see all bars: 40001.
 pub fn follow(pair: &str, changes: &[ChangedRange]) -> i64 {
-    lock_pair(pair);
-    let tables = DerivedTable::all_of(pair);
-    let m1 = table_named(&format!("m1_{pair}"));
-    if tables.is_empty() || changes.is_empty() || m1 == pg_sys::Oid::INVALID {
+    if changes.is_empty() {
         return 0;
     }
-    check_may_read(m1);
-    let longest = tables.iter().map(|table| lookback(&table.columns)).max().unwrap_or(0);
-    // Safety: both only look at, or advance, the state of this backend's transaction.
-    let is_one_snapshot = unsafe {
-        pg_sys::CommandCounterIncrement();
-        pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32
+    lock_pair(pair);
+    let Some(tables) = PairTables::of(pair) else { return 0 };
+    check_may_read(tables.m1);
+    // Safety: advances the state of this backend's transaction, so that what it did can be seen.
+    unsafe { pg_sys::CommandCounterIncrement() };
+    let indexed = tables.indexed_bars();
+    let for_each_affected_piece = |show: &mut dyn FnMut(&Rc<Series>)| {
+        series::for_each_affected_piece(tables.m1, indexed.as_ref(), changes, tables.lookback, |piece| {
+            show(piece);
+            Ok(())
+        });
     };
-    let newest = is_one_snapshot.then(|| {
-        // Safety: takes no argument; what it returns is pushed at once.
-        let _snapshot = ActiveSnapshot::push(unsafe { pg_sys::GetLatestSnapshot() });
-        fingerprint(m1, changes, longest)
-    });
-    // Safety: see above. In READ COMMITTED it is a new one, and the lock is held.
-    let snapshot = ActiveSnapshot::push(unsafe { pg_sys::GetTransactionSnapshot() });
-    if newest.is_some_and(|newest| newest != fingerprint(m1, changes, longest)) {
-        refuse_old_snapshot(pair);
-    }
+    check_sees_newest_bars(pair, for_each_affected_piece);
     let mut stored = Stored::default();
-    series::for_each_affected_piece(m1, changes, longest, |piece| {
-        stored.add(piece);
-        tables.iter().for_each(|table| table.store(pair, piece));
-        Ok(())
-    });
-    drop(snapshot);
+    {
+        // Safety: what it returns is pushed at once. In READ COMMITTED it is a new one, and the lock is held.
+        let _snapshot = ActiveSnapshot::push(unsafe { pg_sys::GetTransactionSnapshot() });
+        for_each_affected_piece(&mut |piece| {
+            stored.add(piece);
+            tables.derived.iter().for_each(|table| table.store(pair, piece));
+        });
+    }
     if changes.iter().any(|range| range.removed) {
         remove_rows_without_bars(pair, changes);
     }
-    note_followed(pair, &tables, changes, &stored);
+    note_followed(pair, &tables.derived, changes, &stored);
     if NOTIFY.get() {
         notify(pair, changes, &stored);
     }
@@ -192,6 +189,19 @@ fn _follow_changes(
     follow(pair, changes.as_slice())
 }
 
+/// What of a pair must be known to store rows. Kept for the session.
+struct PairTables {
+    pair: String,
+    /// The bars'.
+    m1: pg_sys::Oid,
+    /// Whether M1 is partitioned by its time, if at all.
+    is_kept_by_time: bool,
+    /// Of both families, where there are both.
+    derived: Vec<DerivedTable>,
+    /// The longest of their columns' windows.
+    lookback: usize,
+}
+
 /// A derived table of a pair, as far as it must be known to store rows. Kept for the session.
 struct DerivedTable {
     family: Family,
@@ -203,48 +213,62 @@ struct DerivedTable {
 
 thread_local! {
     /// The derived tables of the pairs that this session followed, with their M1.
-    static TABLES: RefCell<Vec<PairTables>> = const { RefCell::new(Vec::new()) };
+    static TABLES: RefCell<Vec<Rc<PairTables>>> = const { RefCell::new(Vec::new()) };
     /// What `_rows_to_store` returns.
     static TO_STORE: RefCell<Option<RowsToStore>> = const { RefCell::new(None) };
+    /// The statement that every change ends with.
+    static NOTE_FOLLOWED: OnceCell<OwnedPreparedStatement> = const { OnceCell::new() };
     static LOCK_KEYS: RefCell<HashMap<String, i64>> = RefCell::default();
     /// Whether something about a table changed since the cache was looked at.
     static TABLES_CHANGED: Cell<bool> = const { Cell::new(false) };
 }
 
-struct PairTables {
-    pair: String,
-    tables: Rc<[DerivedTable]>,
-}
-
-impl DerivedTable {
-    /// The pair's derived tables, of both families where there are both.
-    fn all_of(pair: &str) -> Rc<[DerivedTable]> {
+impl PairTables {
+    /// `None` if the pair has no bars, or no derived tables.
+    fn of(pair: &str) -> Option<Rc<PairTables>> {
         forget_tables_that_change();
         if TABLES_CHANGED.take() {
             TABLES.take();
         }
-        let known = TABLES.with_borrow(|pairs| {
-            pairs.iter().find(|known| known.pair == pair).map(|known| known.tables.clone())
-        });
-        let is_there = |f: Family| table_named(&format!("{}_{pair}", f.name()));
-        if let Some(tables) = known
-            && Family::ALL
-                .iter()
-                .map(|&f| is_there(f))
-                .filter(|&oid| oid != pg_sys::Oid::INVALID)
-                .eq(tables.iter().map(|table| table.oid))
-        {
-            return tables;
+        let m1 = table_named(&format!("m1_{pair}"));
+        let derived = Family::ALL.map(|family| table_named(&format!("{}_{pair}", family.name())));
+        let derived = || derived.into_iter().filter(|&oid| oid != pg_sys::Oid::INVALID);
+        if m1 == pg_sys::Oid::INVALID || derived().next().is_none() {
+            return None;
         }
-        let tables: Rc<[DerivedTable]> = Spi::connect(|client| Self::load(client, pair)).into();
+        let is_that = |known: &&Rc<PairTables>| {
+            known.pair == pair && known.m1 == m1 && known.derived.iter().map(|table| table.oid).eq(derived())
+        };
+        if let Some(known) = TABLES.with_borrow(|pairs| pairs.iter().find(is_that).cloned()) {
+            return Some(known);
+        }
+        let tables = Rc::new(Self::load(pair, m1));
         TABLES.with_borrow_mut(|pairs| {
             pairs.retain(|known| known.pair != pair);
-            pairs.push(PairTables { pair: pair.to_owned(), tables: tables.clone() });
+            pairs.push(tables.clone());
         });
-        tables
+        Some(tables)
     }
 
-    fn load(client: &SpiClient<'_>, pair: &str) -> Vec<DerivedTable> {
+    fn load(pair: &str, m1: pg_sys::Oid) -> PairTables {
+        let is_kept_by_time = Spi::get_one_with_args::<bool>("SELECT bqx._is_kept_by_time($1)", &[m1.into()]);
+        let derived = Spi::connect(|client| DerivedTable::load_all(client, pair));
+        PairTables {
+            pair: pair.to_owned(),
+            m1,
+            is_kept_by_time: is_kept_by_time.unwrap_or_else(|e| error!("{e}")).unwrap_or(false),
+            lookback: derived.iter().map(|table| lookback(&table.columns)).max().unwrap_or(0),
+            derived,
+        }
+    }
+
+    fn indexed_bars(&self) -> Option<IndexedBars> {
+        if self.is_kept_by_time { IndexedBars::of(self.m1) } else { None }
+    }
+}
+
+impl DerivedTable {
+    fn load_all(client: &SpiClient<'_>, pair: &str) -> Vec<DerivedTable> {
         let mut found = Vec::new();
         let query =
             "SELECT t.family, t.derived::oid, t.column_names, t.upsert FROM bqx._tables_to_follow($1) AS t";
@@ -279,7 +303,7 @@ impl DerivedTable {
         };
         for month in first.through(last) {
             let instant = from.max(month.start_pg_micros());
-            if !partition_bounds_hold(self.oid, instant) {
+            if !has_room_for(self.oid, instant) {
                 let query = "SELECT bqx._make_followed_partition($1, $2, $3)";
                 let arguments = [self.family.name().into(), pair.into(), date(month).into()];
                 Spi::run_with_args(query, &arguments).unwrap_or_else(|e| error!("{e}"));
@@ -295,30 +319,13 @@ fn date(month: Month) -> Date {
 
 /// Whether a table has room for a row of this time: it is not partitioned, or a partition holds that time. Whatever can't be
 /// told here is left to the statement.
-fn partition_bounds_hold(oid: pg_sys::Oid, time: i64) -> bool {
-    // Safety: the relation stays open while its description is looked at, which then has as many bounds as it says: of a range, one
-    // array each, with a value per column of the key. A partition of index i holds the range below the bound i.
+fn has_room_for(oid: pg_sys::Oid, time: i64) -> bool {
+    // Safety: table_open raises an error unless the table is there; it is closed after it was looked at.
     unsafe {
         let relation = pg_sys::table_open(oid, pg_sys::AccessShareLock as i32);
-        let mut holds = true;
-        if (*(*relation).rd_rel).relkind as u8 == pg_sys::RELKIND_PARTITIONED_TABLE {
-            let partitions = pg_sys::RelationGetPartitionDesc(relation, true);
-            let bounds = (*partitions).boundinfo;
-            if bounds.is_null() {
-                holds = (*partitions).nparts > 0;
-            } else if (*bounds).strategy as u8 == b'r' {
-                let is_after = |i: usize| match *(*(*bounds).kind.add(i)) {
-                    pg_sys::PartitionRangeDatumKind::PARTITION_RANGE_DATUM_MINVALUE => false,
-                    pg_sys::PartitionRangeDatumKind::PARTITION_RANGE_DATUM_MAXVALUE => true,
-                    _ => (*(*(*bounds).datums.add(i))).value() as i64 > time,
-                };
-                let place =
-                    (0..(*bounds).ndatums as usize).collect::<Vec<_>>().partition_point(|&i| !is_after(i));
-                holds = *(*bounds).indexes.add(place) >= 0 || (*bounds).default_index >= 0;
-            }
-        }
+        let has_room = TimePartitions::of(relation).is_none_or(|parts| parts.table_at(time).is_some());
         pg_sys::table_close(relation, pg_sys::NoLock as i32);
-        holds
+        has_room
     }
 }
 
@@ -333,8 +340,8 @@ fn forget_tables_that_change() {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn on_table_change(_arg: pg_sys::Datum, oid: pg_sys::Oid) {
-    let concerns = |tables: &PairTables| {
-        oid == pg_sys::Oid::INVALID || tables.tables.iter().any(|table| table.oid == oid)
+    let concerns = |tables: &Rc<PairTables>| {
+        oid == pg_sys::Oid::INVALID || tables.m1 == oid || tables.derived.iter().any(|table| table.oid == oid)
     };
     // While the cache is being changed, it is all looked at again.
     let changed =
@@ -414,16 +421,28 @@ impl Stored {
     }
 }
 
-/// What the affected bars are, to compare two snapshots.
-fn fingerprint(m1: pg_sys::Oid, changes: &[ChangedRange], lookback: usize) -> String {
-    let mut fingerprints = Vec::new();
-    series::for_each_affected_piece(m1, changes, lookback, |piece| {
-        let mut fingerprint = Fingerprint::new(lookback, "");
-        fingerprint.add(piece);
-        fingerprints.push(fingerprint.to_string());
-        Ok(())
-    });
-    fingerprints.concat()
+/// 40001 in a transaction that has one snapshot throughout, if that does not show the affected bars as they are now.
+fn check_sees_newest_bars(pair: &str, for_each_affected_piece: impl Fn(&mut dyn FnMut(&Rc<Series>))) {
+    // Safety: a plain read of this backend's state.
+    if unsafe { pg_sys::XactIsoLevel } < pg_sys::XACT_REPEATABLE_READ as i32 {
+        return;
+    }
+    let bars_in = |snapshot| {
+        let _snapshot = ActiveSnapshot::push(snapshot);
+        let mut fingerprints = Vec::new();
+        for_each_affected_piece(&mut |piece| {
+            let mut fingerprint = Fingerprint::new(piece.first, "");
+            fingerprint.add(piece);
+            fingerprints.push(fingerprint.to_string());
+        });
+        fingerprints
+    };
+    // Safety: neither takes an argument, and what they return is pushed at once.
+    let (now, seen) =
+        unsafe { (bars_in(pg_sys::GetLatestSnapshot()), bars_in(pg_sys::GetTransactionSnapshot())) };
+    if now != seen {
+        refuse_old_snapshot(pair);
+    }
 }
 
 fn refuse_old_snapshot(pair: &str) -> ! {
@@ -474,8 +493,17 @@ fn note_followed(pair: &str, tables: &[DerivedTable], changes: &[ChangedRange], 
     let first_removed = removed().next().map(|range| month_of(range.from).unwrap_or(date(Month::MIN)));
     let last_removed = removed().next_back().map(|range| month_of(range.to).unwrap_or(date(Month::MAX)));
     let arguments = [pair.into(), families.into(), months.into(), first_removed.into(), last_removed.into()];
-    Spi::run_with_args("SELECT bqx._note_followed($1, $2, $3, $4, $5)", &arguments)
-        .unwrap_or_else(|e| error!("{e}"));
+    NOTE_FOLLOWED.with(|prepared| {
+        let statement = prepared.get_or_init(|| {
+            use pgrx::pg_sys::BuiltinOid::{DATEARRAYOID, DATEOID, TEXTARRAYOID, TEXTOID};
+            let types = [TEXTOID, TEXTARRAYOID, DATEARRAYOID, DATEOID, DATEOID].map(pgrx::PgOid::from);
+            let query = "SELECT bqx._note_followed($1, $2, $3, $4, $5)";
+            Spi::connect(|client| client.prepare(query, &types).unwrap_or_else(|e| error!("{e}")).keep())
+        });
+        Spi::connect_mut(|client| {
+            client.update(statement, None, &arguments).map(|_| ()).unwrap_or_else(|e| error!("{e}"));
+        });
+    });
 }
 
 /// Tells listeners which rows are new, once the transaction commits.

@@ -11,6 +11,7 @@ use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 use twox_hash::xxhash3_128::{DEFAULT_SECRET_LENGTH, RawHasher, SecretBuffer};
 
+use crate::bar_scan::IndexedBars;
 use crate::errors::Failure;
 use crate::memory;
 use crate::rows::{Cursor, QueryRow, for_each_row};
@@ -70,30 +71,104 @@ pub fn for_each_piece(
         let source = Source::of(client, m1);
         let mut piece = Series::default();
         let shown = source.show_pieces(client, from, to, lookback, &mut piece, &mut show);
-        shown.unwrap_or_else(|_| source.refuse_without_memory(from, to, &piece));
+        shown.unwrap_or_else(|_| source.refuse_without_memory(from, to, piece.times.len()));
     });
 }
 
 /// Shows the bars whose rows some changes affect, in consecutive pieces, each with up to `lookback` of the bars before it.
-/// The ranges must be ascending and apart. Errors as in [`for_each_piece`].
+/// The ranges must be ascending and apart. `indexed` is the table, if its bars can be read by an index. Errors as in
+/// [`for_each_piece`].
 pub fn for_each_affected_piece(
     m1: pg_sys::Oid,
+    indexed: Option<&IndexedBars>,
     ranges: &[ChangedRange],
     lookback: usize,
     mut show: impl FnMut(&Rc<Series>) -> Result<(), TryReserveError>,
 ) {
-    Spi::connect(|client| {
-        let source = Source::of(client, m1);
-        let mut affected = AffectedRows::of(ranges, lookback);
-        while let Some(range) = affected.next_range() {
-            let more = source.show_affected_stretch(client, range, &mut affected, lookback, &mut show);
-            if !more
-                .unwrap_or_else(|_| source.refuse_without_memory(range.from, range.to, &Series::default()))
-            {
-                break;
+    let reader = BarReader { m1, indexed };
+    let mut affected = AffectedRows::of(ranges, lookback);
+    while let Some(range) = affected.next_range() {
+        let more = reader.show_stretch(range, &mut affected, lookback, &mut show);
+        if !more.unwrap_or_else(|_| reader.refuse_without_memory(range)) {
+            break;
+        }
+    }
+}
+
+/// Reads some bars at a time: by an index where that can be, or else by queries.
+struct BarReader<'a> {
+    m1: pg_sys::Oid,
+    indexed: Option<&'a IndexedBars>,
+}
+
+impl BarReader<'_> {
+    fn with_source<T>(&self, act: impl FnOnce(&SpiClient<'_>, &Source) -> T) -> T {
+        Spi::connect(|client| act(client, &Source::of(client, self.m1)))
+    }
+
+    /// Up to `bars` bars before an instant, newest first.
+    fn newest_first(&self, before: i64, bars: usize) -> Result<Vec<Bar>, TryReserveError> {
+        let found = self.indexed.and_then(|indexed| indexed.newest_first(before, bars));
+        found.unwrap_or_else(|| {
+            self.with_source(|client, source| source.newest_first(client, before, bars, BAR_VALUES))
+        })
+    }
+
+    /// Up to `bars` bars from an instant on, oldest first.
+    fn oldest_first(&self, from: i64, bars: usize) -> Result<Vec<Bar>, TryReserveError> {
+        let found = self.indexed.and_then(|indexed| indexed.oldest_first(from, bars));
+        found.unwrap_or_else(|| self.with_source(|client, source| source.oldest_first(client, from, bars)))
+    }
+
+    /// Adds a bar that is one, and is newer than all before.
+    fn append(&self, series: &mut Series, bar: &Bar) -> Result<(), TryReserveError> {
+        match fault(series, bar) {
+            None => series.push(bar.time, bar.rate_index.unwrap_or(f64::NAN)),
+            Some(fault) => self.with_source(|_, source| source.refuse(bar, fault)),
+        }
+    }
+
+    /// Shows the affected bars from the beginning of a range to the first bar that is not; false if there is none.
+    fn show_stretch(
+        &self,
+        range: ChangedRange,
+        affected: &mut AffectedRows,
+        lookback: usize,
+        show: &mut impl FnMut(&Rc<Series>) -> Result<(), TryReserveError>,
+    ) -> Result<bool, TryReserveError> {
+        memory::secure()?;
+        let mut piece = Series::default();
+        // at least one, which tells whether the next bar is of the same minute
+        for bar in self.newest_first(range.from, lookback.max(1))?.iter().rev() {
+            self.append(&mut piece, bar)?;
+        }
+        piece.first = piece.times.len();
+        let (mut since, mut seen) = (range.from, 0); // so many bars at that instant
+        loop {
+            let bars = self.oldest_first(since, AFFECTED_FETCH)?;
+            for bar in bars.iter().skip(seen) {
+                if !affected.is_affected(bar.time) {
+                    show_piece(piece, show)?;
+                    return Ok(true);
+                }
+                self.append(&mut piece, bar)?;
+            }
+            if bars.len() < AFFECTED_FETCH {
+                show_piece(piece, show)?;
+                return Ok(false);
+            }
+            (since, seen) = (bars[bars.len() - 1].time, 1);
+            if piece.rows().len() >= PIECE {
+                piece = show_piece(piece, show)?;
+                piece.pass_on(lookback);
+                memory::secure()?;
             }
         }
-    });
+    }
+
+    fn refuse_without_memory(&self, range: ChangedRange) -> ! {
+        self.with_source(|_, source| source.refuse_without_memory(range.from, range.to, PIECE))
+    }
 }
 
 impl Series {
@@ -259,51 +334,26 @@ impl Source {
         Ok(())
     }
 
-    /// Shows the affected bars from the beginning of a range to the first bar that is not; false if there is none.
-    fn show_affected_stretch(
+    /// Up to `bars` bars from an instant on, oldest first.
+    fn oldest_first(
         &self,
         client: &SpiClient<'_>,
-        range: ChangedRange,
-        affected: &mut AffectedRows,
-        lookback: usize,
-        show: &mut impl FnMut(&Rc<Series>) -> Result<(), TryReserveError>,
-    ) -> Result<bool, TryReserveError> {
-        memory::secure()?;
-        let mut piece = Series::default();
-        for bar in self.newest_first(client, range.from, lookback, BAR_VALUES)?.iter().rev() {
-            self.append(&mut piece, bar)?;
-        }
-        piece.first = piece.times.len();
-        let mut bars = Vec::new();
-        bars.try_reserve_exact(AFFECTED_FETCH)?;
-        let mut since = range.from;
-        // A bound on time keeps the query off newer partitions.
-        for until in LOOKBACK_SPANS.map(|days| days_after(range.to, days)).into_iter().chain([INFINITY]) {
-            let mut cursor =
-                Cursor::open(client, &self.in_order(BAR_VALUES), &[instant(since), instant(until)]);
-            let mut more = true;
-            while more {
-                bars.clear();
-                more = cursor.fetch(AFFECTED_FETCH, |row| bars.push(Bar::from_row(row)));
-                for bar in &bars {
-                    if !affected.is_affected(bar.time) {
-                        cursor.close();
-                        show_piece(piece, show)?;
-                        return Ok(true);
-                    }
-                    self.append(&mut piece, bar)?;
-                }
-                if piece.rows().len() >= PIECE {
-                    piece = show_piece(piece, show)?;
-                    piece.pass_on(lookback);
-                    memory::secure()?;
-                }
+        from: i64,
+        bars: usize,
+    ) -> Result<Vec<Bar>, TryReserveError> {
+        let mut found = Vec::new();
+        found.try_reserve_exact(bars)?;
+        let query = format!("{} LIMIT {bars}", self.in_order(BAR_VALUES));
+        for until in LOOKBACK_SPANS.map(|days| days_after(from, days)).into_iter().chain([INFINITY]) {
+            found.clear();
+            for_each_row(client, &query, &[instant(from), instant(until)], |row| {
+                found.push(Bar::from_row(row));
+            });
+            if found.len() == bars {
+                break;
             }
-            cursor.close();
-            since = until;
         }
-        show_piece(piece, show)?;
-        Ok(false)
+        Ok(found)
     }
 
     /// Up to `bars` bars before an instant, newest first, with these values ([`BAR_VALUES`], or others in their place).
@@ -335,27 +385,27 @@ impl Source {
 
     /// Adds a bar that is one, and is newer than all before.
     fn append(&self, series: &mut Series, bar: &Bar) -> Result<(), TryReserveError> {
-        if bar.time == MINUS_INFINITY {
-            self.refuse_infinite_time();
+        match fault(series, bar) {
+            None => series.push(bar.time, bar.rate_index.unwrap_or(f64::NAN)),
+            Some(fault) => self.refuse(bar, fault),
         }
-        for (name, value) in [("close", bar.close), ("rate_index", bar.rate_index)] {
-            if !is_price(value) {
-                self.refuse(bar, name, value);
-            }
-        }
-        if series.times.last().is_some_and(|&last| last >= bar.time) {
-            self.refuse_second_bar(bar.time);
-        }
-        series.push(bar.time, bar.rate_index.unwrap_or(f64::NAN))
     }
 
-    fn refuse_without_memory(&self, from: i64, to: i64, piece: &Series) -> ! {
+    fn refuse(&self, bar: &Bar, fault: Fault) -> ! {
+        match fault {
+            Fault::InfiniteTime => self.refuse_infinite_time(),
+            Fault::NoPrice(column, value) => self.refuse_price(bar, column, value),
+            Fault::SecondBar => self.refuse_second_bar(bar.time),
+        }
+    }
+
+    fn refuse_without_memory(&self, from: i64, to: i64, bars_read: usize) -> ! {
         Failure::out_of_memory(format!(
             "The rows of {} from {} to {} take more than there is, with {} bars read at a time.",
             self.name,
             if from == MINUS_INFINITY { "its first bar".to_string() } else { utc(from) },
             if to == INFINITY { "its last".to_string() } else { utc(to) },
-            piece.times.len()
+            bars_read
         ))
         .hint("Let the server have more memory (ulimit -v, vm.overcommit_memory), or use fewer workers.")
         .raise()
@@ -379,7 +429,7 @@ impl Source {
         .raise()
     }
 
-    fn refuse(&self, bar: &Bar, column: &str, value: Option<f64>) -> ! {
+    fn refuse_price(&self, bar: &Bar, column: &str, value: Option<f64>) -> ! {
         let value = value.map_or("NULL".to_string(), |v| v.to_string());
         let failure = Failure::new(
             PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
@@ -391,6 +441,27 @@ impl Source {
         } else {
             failure.hint("CALL bqx.index_m1();  sets rate_index on every bar.").raise()
         }
+    }
+}
+
+/// Why nothing can be computed from a bar.
+enum Fault {
+    InfiniteTime,
+    /// The column, and what it holds.
+    NoPrice(&'static str, Option<f64>),
+    SecondBar,
+}
+
+/// What is wrong with a bar that is to follow a series.
+fn fault(series: &Series, bar: &Bar) -> Option<Fault> {
+    if bar.time == MINUS_INFINITY || bar.time == INFINITY {
+        Some(Fault::InfiniteTime)
+    } else if !is_price(bar.close) {
+        Some(Fault::NoPrice("close", bar.close))
+    } else if !is_price(bar.rate_index) {
+        Some(Fault::NoPrice("rate_index", bar.rate_index))
+    } else {
+        series.times.last().is_some_and(|&last| last >= bar.time).then_some(Fault::SecondBar)
     }
 }
 

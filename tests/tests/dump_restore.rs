@@ -13,8 +13,8 @@ use common::{row, rows, run, run_each};
 use postgres::Client;
 
 /// Tables of the extension whose rows are users'.
-const REGISTRY: [&str; 6] =
-    ["pairs", "baseline_rates", "rejected_bars", "run_ledger", "job_ledger", "month_ledger"];
+const REGISTRY: [&str; 7] =
+    ["pairs", "baseline_rates", "rejected_bars", "run_ledger", "job_ledger", "month_ledger", "bar_changes"];
 
 /// A database with something in every table: two pairs, one of them the user's own, with an existing table of another
 /// shape; runs that went well, that failed and that were planned; rejected lines; a role's own run.
@@ -258,6 +258,8 @@ fn a_dump_of_rows_restores_into_a_fresh_installation() {
             "-t",
             "bqx.*_ledger",
             "-t",
+            "bqx.bar_changes",
+            "-t",
             "bqx.pairs",
             "-t",
             "bqx.baseline_rates",
@@ -270,7 +272,7 @@ fn a_dump_of_rows_restores_into_a_fresh_installation() {
         &dump,
     );
     let count = |table: &str| row(&mut db.connect(), &format!("SELECT count(*) FROM bqx.{table}"));
-    for table in ["pairs", "baseline_rates", "run_ledger", "job_ledger", "month_ledger"] {
+    for table in ["pairs", "baseline_rates", "run_ledger", "job_ledger", "month_ledger", "bar_changes"] {
         assert_eq!(
             count(table),
             row(&mut used().connect(), &format!("SELECT count(*) FROM bqx.{table}")),

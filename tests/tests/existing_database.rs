@@ -657,7 +657,7 @@ fn dropping_the_extension_leaves_the_data() {
     assert_eq!(data_tables(&mut session), before);
     let triggers = "SELECT count(*) FILTER (WHERE tgname = 'mine'), count(*) FILTER (WHERE tgname LIKE 'bqx%'), count(*) \
                     FROM pg_trigger WHERE NOT tgisinternal";
-    assert_eq!(row(&mut session, triggers), "5|10|15");
+    assert_eq!(row(&mut session, triggers), "5|20|25");
     run(&mut session, "DROP EXTENSION bqx CASCADE");
     assert_eq!(data_tables(&mut session), before);
     assert_eq!(row(&mut session, triggers), "5|0|5");
@@ -687,7 +687,7 @@ fn dropping_the_extension_leaves_the_data() {
     );
     run(&mut session, "CALL bqx.run_pipeline(workers => 2)");
     assert_eq!(data_tables(&mut session), before);
-    assert_eq!(row(&mut session, triggers), "5|10|15");
+    assert_eq!(row(&mut session, triggers), "5|20|25");
     assert_eq!(row(&mut session, "SELECT sum(rows_written) FROM bqx.jobs"), "0");
 }
 
