@@ -9,6 +9,7 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 
 use bqx_core::calendar::Month;
@@ -437,9 +438,16 @@ fn check_sees_newest_bars(pair: &str, for_each_affected_piece: impl Fn(&mut dyn 
         });
         fingerprints
     };
-    // Safety: neither takes an argument, and what they return is pushed at once.
-    let (now, seen) =
-        unsafe { (bars_in(pg_sys::GetLatestSnapshot()), bars_in(pg_sys::GetTransactionSnapshot())) };
+    // Safety: takes no argument, and what it returns is pushed at once.
+    let now = bars_in(unsafe { pg_sys::GetLatestSnapshot() });
+    // A bar that is at fault only in the old snapshot has been mended since; or it is there twice, since this transaction
+    // inserted it after another had deleted it.
+    let refuse = |_| refuse_old_snapshot(pair);
+    // Safety: see above.
+    let seen = PgTryBuilder::new(AssertUnwindSafe(|| bars_in(unsafe { pg_sys::GetTransactionSnapshot() })))
+        .catch_when(PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION, refuse)
+        .catch_when(PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE, refuse)
+        .execute();
     if now != seen {
         refuse_old_snapshot(pair);
     }
