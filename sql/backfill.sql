@@ -124,6 +124,16 @@ BEGIN
 END
 $$;
 
+-- Waits for who may be making a partition of the pair's tables: who loads bars, and who computes rows.
+CREATE FUNCTION bqx._await_makers_of_partitions(pair text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(bqx._lock_key('m1', pair));  -- first, as they do
+    PERFORM bqx._await_followers(pair, false);
+END
+$$;
+
 CREATE FUNCTION bqx._month_lock(pair text, month date) RETURNS bigint
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$ SELECT bqx._lock_key('month', pair || to_char(month, ' YYYY-MM')) $$;

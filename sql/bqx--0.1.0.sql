@@ -367,7 +367,9 @@ RETURN pg_catalog.hashtextextended('bqx ' || kind || ' ' || object, 0);
 --   work     shared, by sessions that do a run's jobs
 --   run end  by who ends a run: its call, or cancel()
 --   month    by who works on a pair's month
---   pair     exclusive, by who computes rows because bars changed; shared, by who works on a month of the pair
+--   pair     exclusive, by who computes rows because bars changed, or makes partitions of coming months; shared, by who
+--            works on a month of the pair
+--   m1       by who loads bars of the pair, or makes partitions of its M1; before the pair's lock
 --   job      by who does this job
 -- Anyone can take an advisory lock: it says something about a run only where the session's role may act for the run's
 -- (_may_act_for).
@@ -1259,6 +1261,19 @@ AS $$
      WHERE g.from_ts < g.to_ts
 $$;
 
+-- A table for a partition, not attached yet: nobody can see it, and attaching it does not wait for readers and writers of
+-- the parent, nor they for that, as CREATE TABLE … PARTITION OF has it.
+CREATE FUNCTION bqx._create_table_aside(parent regclass, table_name name, constraint_clause text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE format('CREATE TABLE bqx.%I (%s)%s', table_name,
+                   concat_ws(', ', format('LIKE %s INCLUDING ALL EXCLUDING IDENTITY', parent), constraint_clause),
+                   (SELECT format(' TABLESPACE %I', s.spcname) FROM pg_class AS c
+                      JOIN pg_tablespace AS s ON s.oid = c.reltablespace WHERE c.oid = parent));
+END
+$$;
+
 -- Makes the missing partitions of the months, and says how many. Tables that are not partitioned, or have a DEFAULT
 -- partition, need none.
 CREATE FUNCTION bqx._ensure_partitions(parent regclass, key_column text, months date[]) RETURNS int
@@ -1279,8 +1294,9 @@ BEGIN
     LOOP
         partition_name := CASE WHEN missing.whole THEN bqx._free_partition_name(parent, missing.month)
             ELSE bqx._partition_name(parent, missing.month) || to_char(missing.from_ts AT TIME ZONE 'UTC', '"_from_"DD_HH24MI') END;
-        EXECUTE format('CREATE TABLE bqx.%I PARTITION OF %s FOR VALUES %s',
-                       partition_name, parent, bqx._bounds(missing.from_ts, missing.to_ts));
+        PERFORM bqx._create_table_aside(parent, partition_name, NULL);
+        EXECUTE format('ALTER TABLE %s ATTACH PARTITION bqx.%I FOR VALUES %s',
+                       parent, partition_name, bqx._bounds(missing.from_ts, missing.to_ts));
         made := made + 1;
     END LOOP;
     RETURN made;
@@ -1507,6 +1523,7 @@ BEGIN
     chosen := coalesce(bqx._check_pairs(pairs), ARRAY(SELECT p.pair FROM bqx.pairs AS p ORDER BY 1));
 
     FOREACH chosen_pair IN ARRAY chosen LOOP
+        PERFORM pg_advisory_xact_lock(bqx._lock_key('m1', chosen_pair));
         existed := to_regclass(format('bqx.%I', 'm1_' || chosen_pair)) IS NOT NULL;
         m1 := bqx._ensure_m1(chosen_pair);
         span := bqx._m1_span(m1);
@@ -2790,6 +2807,7 @@ BEGIN
 
     FOREACH chosen_pair IN ARRAY chosen LOOP
         FOREACH chosen_family IN ARRAY chosen_families LOOP
+            PERFORM bqx._await_followers(chosen_pair, false);  -- who may be making the same partition
             m1 := to_regclass(format('bqx.%I', 'm1_' || chosen_pair));
             first_month := from_month;
             last_month := to_month;
@@ -2990,20 +3008,16 @@ BEGIN
 END
 $$;
 
--- A month's partition, not attached yet: nobody can see it, and attaching it (_attach_if_new), as the last act, does not
--- wait for readers of the parent as CREATE TABLE … PARTITION OF does.
+-- A month's partition, to be attached as the last act (_attach_if_new).
 CREATE FUNCTION bqx._create_partition_aside(derived regclass, month date) RETURNS regclass
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     partition_name name := bqx._free_partition_name(derived, month);
 BEGIN
-    EXECUTE format('CREATE TABLE bqx.%I (LIKE %s INCLUDING ALL EXCLUDING IDENTITY, '
-                   'CONSTRAINT bqx_month_bounds CHECK (ts_utc >= %s AND ts_utc < %s))%s',
-                   partition_name, derived, bqx._instant_literal(bqx._month_start(month)),
-                   bqx._instant_literal(bqx._month_start(bqx._next_month(month))),
-                   (SELECT format(' TABLESPACE %I', s.spcname) FROM pg_class AS c
-                      JOIN pg_tablespace AS s ON s.oid = c.reltablespace WHERE c.oid = derived));
+    PERFORM bqx._create_table_aside(derived, partition_name, format(
+        'CONSTRAINT bqx_month_bounds CHECK (ts_utc >= %s AND ts_utc < %s)',
+        bqx._instant_literal(bqx._month_start(month)), bqx._instant_literal(bqx._month_start(bqx._next_month(month)))));
     RETURN to_regclass(format('bqx.%I', partition_name));
 END
 $$;
@@ -3466,6 +3480,16 @@ BEGIN
             WHEN deadlock_detected THEN NULL;
         END;
     END LOOP;
+END
+$$;
+
+-- Waits for who may be making a partition of the pair's tables: who loads bars, and who computes rows.
+CREATE FUNCTION bqx._await_makers_of_partitions(pair text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(bqx._lock_key('m1', pair));  -- first, as they do
+    PERFORM bqx._await_followers(pair, false);
 END
 $$;
 
@@ -4102,6 +4126,18 @@ BEGIN
 END
 $$;
 
+-- Those of a pair's tables, M1 too, that the caller owns and that lack partitions of some months.
+CREATE FUNCTION bqx._tables_that_lack(pair text, months date[]) RETURNS TABLE (rel regclass, key_column text)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT t.rel, t.key_column
+      FROM (SELECT bqx._m1_table(pair), 'time'
+            UNION ALL SELECT bqx._derived_table(f, pair), 'ts_utc' FROM unnest(bqx._families_of(pair)) AS f) AS t (rel, key_column)
+     WHERE bqx._is_partitioned_by(t.rel, t.key_column) AND NOT bqx._has_default_partition(t.rel)
+       AND pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = t.rel), 'USAGE')
+       AND EXISTS (SELECT FROM bqx._uncovered_parts(t.rel, months))
+$$;
+
 -- The partitions of the coming months, of M1 too, as far as the caller owns the tables; returns how many it made.
 CREATE FUNCTION bqx._ensure_coming_months(pair text) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -4110,17 +4146,16 @@ DECLARE
     m1 regclass := bqx._m1_table(pair);
     newest date := bqx._month_of((bqx._m1_span(m1)).last_bar);
     coming date[] := ARRAY(SELECT bqx._months(newest, bqx._months_after(newest, greatest(bqx._months_ahead(), 1))));
-    grows record;
+    lacking record;
     made int := 0;
 BEGIN
-    FOR grows IN
-        SELECT m1 AS rel, 'time' AS key_column
-        UNION ALL SELECT bqx._derived_table(f, pair), 'ts_utc' FROM unnest(bqx._families_of(pair)) AS f
-    LOOP
-        CONTINUE WHEN NOT pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = grows.rel), 'USAGE')
-                   OR NOT EXISTS (SELECT FROM bqx._uncovered_parts(grows.rel, coming));
-        made := made + bqx._ensure_partitions(grows.rel, grows.key_column, coming);
-        IF grows.rel = m1 THEN
+    IF NOT EXISTS (SELECT FROM bqx._tables_that_lack(pair, coming)) THEN
+        RETURN 0;
+    END IF;
+    PERFORM bqx._await_makers_of_partitions(pair);
+    FOR lacking IN SELECT * FROM bqx._tables_that_lack(pair, coming) LOOP
+        made := made + bqx._ensure_partitions(lacking.rel, lacking.key_column, coming);
+        IF lacking.rel = m1 THEN
             PERFORM bqx._keep_triggers_everywhere(m1);
         END IF;
     END LOOP;

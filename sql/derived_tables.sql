@@ -106,6 +106,7 @@ BEGIN
 
     FOREACH chosen_pair IN ARRAY chosen LOOP
         FOREACH chosen_family IN ARRAY chosen_families LOOP
+            PERFORM bqx._await_followers(chosen_pair, false);  -- who may be making the same partition
             m1 := to_regclass(format('bqx.%I', 'm1_' || chosen_pair));
             first_month := from_month;
             last_month := to_month;

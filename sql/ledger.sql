@@ -67,7 +67,9 @@ RETURN pg_catalog.hashtextextended('bqx ' || kind || ' ' || object, 0);
 --   work     shared, by sessions that do a run's jobs
 --   run end  by who ends a run: its call, or cancel()
 --   month    by who works on a pair's month
---   pair     exclusive, by who computes rows because bars changed; shared, by who works on a month of the pair
+--   pair     exclusive, by who computes rows because bars changed, or makes partitions of coming months; shared, by who
+--            works on a month of the pair
+--   m1       by who loads bars of the pair, or makes partitions of its M1; before the pair's lock
 --   job      by who does this job
 -- Anyone can take an advisory lock: it says something about a run only where the session's role may act for the run's
 -- (_may_act_for).

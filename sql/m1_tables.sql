@@ -212,6 +212,7 @@ BEGIN
     chosen := coalesce(bqx._check_pairs(pairs), ARRAY(SELECT p.pair FROM bqx.pairs AS p ORDER BY 1));
 
     FOREACH chosen_pair IN ARRAY chosen LOOP
+        PERFORM pg_advisory_xact_lock(bqx._lock_key('m1', chosen_pair));
         existed := to_regclass(format('bqx.%I', 'm1_' || chosen_pair)) IS NOT NULL;
         m1 := bqx._ensure_m1(chosen_pair);
         span := bqx._m1_span(m1);

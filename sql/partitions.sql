@@ -126,6 +126,19 @@ AS $$
      WHERE g.from_ts < g.to_ts
 $$;
 
+-- A table for a partition, not attached yet: nobody can see it, and attaching it does not wait for readers and writers of
+-- the parent, nor they for that, as CREATE TABLE … PARTITION OF has it.
+CREATE FUNCTION bqx._create_table_aside(parent regclass, table_name name, constraint_clause text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE format('CREATE TABLE bqx.%I (%s)%s', table_name,
+                   concat_ws(', ', format('LIKE %s INCLUDING ALL EXCLUDING IDENTITY', parent), constraint_clause),
+                   (SELECT format(' TABLESPACE %I', s.spcname) FROM pg_class AS c
+                      JOIN pg_tablespace AS s ON s.oid = c.reltablespace WHERE c.oid = parent));
+END
+$$;
+
 -- Makes the missing partitions of the months, and says how many. Tables that are not partitioned, or have a DEFAULT
 -- partition, need none.
 CREATE FUNCTION bqx._ensure_partitions(parent regclass, key_column text, months date[]) RETURNS int
@@ -146,8 +159,9 @@ BEGIN
     LOOP
         partition_name := CASE WHEN missing.whole THEN bqx._free_partition_name(parent, missing.month)
             ELSE bqx._partition_name(parent, missing.month) || to_char(missing.from_ts AT TIME ZONE 'UTC', '"_from_"DD_HH24MI') END;
-        EXECUTE format('CREATE TABLE bqx.%I PARTITION OF %s FOR VALUES %s',
-                       partition_name, parent, bqx._bounds(missing.from_ts, missing.to_ts));
+        PERFORM bqx._create_table_aside(parent, partition_name, NULL);
+        EXECUTE format('ALTER TABLE %s ATTACH PARTITION bqx.%I FOR VALUES %s',
+                       parent, partition_name, bqx._bounds(missing.from_ts, missing.to_ts));
         made := made + 1;
     END LOOP;
     RETURN made;

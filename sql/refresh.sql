@@ -180,27 +180,34 @@ BEGIN
 END
 $$;
 
+-- Those of a pair's tables, M1 too, that the caller owns and that lack partitions of some months.
+CREATE FUNCTION bqx._tables_that_lack(pair text, months date[]) RETURNS TABLE (rel regclass, key_column text)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT t.rel, t.key_column
+      FROM (SELECT bqx._m1_table(pair), 'time'
+            UNION ALL SELECT bqx._derived_table(f, pair), 'ts_utc' FROM unnest(bqx._families_of(pair)) AS f) AS t (rel, key_column)
+     WHERE bqx._is_partitioned_by(t.rel, t.key_column) AND NOT bqx._has_default_partition(t.rel)
+       AND pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = t.rel), 'USAGE')
+       AND EXISTS (SELECT FROM bqx._uncovered_parts(t.rel, months))
+$$;
+
 -- The partitions of the coming months, of M1 too, as far as the caller owns the tables; returns how many it made.
 CREATE FUNCTION bqx._ensure_coming_months(pair text) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    m1 regclass := bqx._m1_table(pair);
-    newest date := bqx._month_of((bqx._m1_span(m1)).last_bar);
+    newest date := bqx._month_of((bqx._m1_span(bqx._m1_table(pair))).last_bar);
     coming date[] := ARRAY(SELECT bqx._months(newest, bqx._months_after(newest, greatest(bqx._months_ahead(), 1))));
-    grows record;
+    lacking record;
     made int := 0;
 BEGIN
-    FOR grows IN
-        SELECT m1 AS rel, 'time' AS key_column
-        UNION ALL SELECT bqx._derived_table(f, pair), 'ts_utc' FROM unnest(bqx._families_of(pair)) AS f
-    LOOP
-        CONTINUE WHEN NOT pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = grows.rel), 'USAGE')
-                   OR NOT EXISTS (SELECT FROM bqx._uncovered_parts(grows.rel, coming));
-        made := made + bqx._ensure_partitions(grows.rel, grows.key_column, coming);
-        IF grows.rel = m1 THEN
-            PERFORM bqx._keep_triggers_everywhere(m1);
-        END IF;
+    IF NOT EXISTS (SELECT FROM bqx._tables_that_lack(pair, coming)) THEN
+        RETURN 0;
+    END IF;
+    PERFORM bqx._await_makers_of_partitions(pair);
+    FOR lacking IN SELECT * FROM bqx._tables_that_lack(pair, coming) LOOP
+        made := made + bqx._ensure_partitions(lacking.rel, lacking.key_column, coming);
     END LOOP;
     RETURN made;
 END
@@ -286,6 +293,14 @@ BEGIN
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;
+        IF made > 0 THEN
+            -- now that no lock is held that who writes bars waits for
+            PERFORM bqx._keep_triggers_everywhere(c.oid) FROM pg_catalog.pg_class AS c
+              WHERE c.oid = bqx._m1_table(chosen_pair) AND pg_catalog.pg_has_role(current_user, c.relowner, 'USAGE'::pg_catalog.text);
+            COMMIT;
+            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+            SET LOCAL search_path TO pg_catalog, pg_temp;
+        END IF;
         refreshed := bqx._refresh_pair(chosen_pair);
         IF refreshed.months <> '{}' THEN
             run := bqx._plan_refresh(run, chosen, chosen_pair, refreshed);

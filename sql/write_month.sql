@@ -57,20 +57,16 @@ BEGIN
 END
 $$;
 
--- A month's partition, not attached yet: nobody can see it, and attaching it (_attach_if_new), as the last act, does not
--- wait for readers of the parent as CREATE TABLE … PARTITION OF does.
+-- A month's partition, to be attached as the last act (_attach_if_new).
 CREATE FUNCTION bqx._create_partition_aside(derived regclass, month date) RETURNS regclass
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     partition_name name := bqx._free_partition_name(derived, month);
 BEGIN
-    EXECUTE format('CREATE TABLE bqx.%I (LIKE %s INCLUDING ALL EXCLUDING IDENTITY, '
-                   'CONSTRAINT bqx_month_bounds CHECK (ts_utc >= %s AND ts_utc < %s))%s',
-                   partition_name, derived, bqx._instant_literal(bqx._month_start(month)),
-                   bqx._instant_literal(bqx._month_start(bqx._next_month(month))),
-                   (SELECT format(' TABLESPACE %I', s.spcname) FROM pg_class AS c
-                      JOIN pg_tablespace AS s ON s.oid = c.reltablespace WHERE c.oid = derived));
+    PERFORM bqx._create_table_aside(derived, partition_name, format(
+        'CONSTRAINT bqx_month_bounds CHECK (ts_utc >= %s AND ts_utc < %s)',
+        bqx._instant_literal(bqx._month_start(month)), bqx._instant_literal(bqx._month_start(bqx._next_month(month)))));
     RETURN to_regclass(format('bqx.%I', partition_name));
 END
 $$;
