@@ -7,11 +7,10 @@ use std::collections::BTreeSet;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use bqx_tests::{Db, SqlError};
 use common::backfilled::{Prepared, checksums, failures, faults};
-use common::{attempt, row, rows, run, run_each};
+use common::{attempt, row, rows, run, run_each, wait_for_waiting};
 use postgres::Client;
 
 /// The server of all tests here.
@@ -44,18 +43,6 @@ fn holder(db: &Db, statement: &str) -> Client {
 /// Makes whoever gets to a month of a pair wait before it; all other months come first.
 fn hold_month(pair: &str, month: &str) -> String {
     format!("SELECT pg_advisory_xact_lock(bqx._lock_key('month', '{pair} {month}'))")
-}
-
-/// Waits until so many of the database's processes wait for locks, or `done`.
-fn wait_for_waiting(db: &Db, processes: usize, done: impl Fn() -> bool) {
-    let mut session = db.connect();
-    let waiting = "SELECT count(DISTINCT l.pid) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid) \
-                   WHERE NOT l.granted AND a.datname = current_database()";
-    let give_up = Instant::now() + Duration::from_secs(60);
-    while !done() && row(&mut session, waiting).parse::<usize>().expect("a number") < processes {
-        assert!(Instant::now() < give_up, "in vain: {processes} processes that wait");
-        thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Runs statements one after the other, each as soon as the ones before it wait for a lock that `hold` took (or have

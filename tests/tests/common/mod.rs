@@ -4,6 +4,9 @@
 
 pub mod backfilled;
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use bqx_tests::{Db, SqlError};
 use postgres::{Client, SimpleQueryMessage};
 
@@ -110,4 +113,16 @@ pub fn checksums(db: &Db) -> Vec<String> {
         format!("{name} {}", row(&mut session, &query))
     };
     tables.iter().map(checksum).collect()
+}
+
+/// Waits until so many of the database's processes wait for locks, or `done`.
+pub fn wait_for_waiting(db: &Db, processes: usize, done: impl Fn() -> bool) {
+    let mut session = db.connect();
+    let waiting = "SELECT count(DISTINCT l.pid) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid) \
+                   WHERE NOT l.granted AND a.datname = current_database()";
+    let give_up = Instant::now() + Duration::from_secs(60);
+    while !done() && row(&mut session, waiting).parse::<usize>().expect("a number") < processes {
+        assert!(Instant::now() < give_up, "in vain: {processes} processes that wait");
+        thread::sleep(Duration::from_millis(5));
+    }
 }

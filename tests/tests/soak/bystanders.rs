@@ -33,12 +33,13 @@ impl Curfew {
         End(self)
     }
 
-    /// Sleeps for so long, or until it comes.
-    pub fn pause(&self, length: Duration) {
+    /// Sleeps for so long, or until it comes; returns whether there is time left.
+    pub fn pause(&self, length: Duration) -> bool {
         let end = Instant::now() + length;
         while !self.has_come() && Instant::now() < end {
             sleep(BETWEEN_LOOKS.min(length));
         }
+        !self.has_come()
     }
 }
 

@@ -1,0 +1,156 @@
+//! Those who keep the derived tables up to date, and an operator who changes how.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use postgres::{Client, Error};
+use rand::RngExt;
+use rand::prelude::IndexedRandom;
+use rand_chacha::ChaCha8Rng;
+
+use super::counts::Counts;
+use super::market::{Live, MONTHS, PAIRS, Pair};
+use crate::common::try_rows;
+use crate::soak::bystanders::{Curfew, in_sessions};
+use crate::soak::site::Site;
+
+/// What their `application_name` begins with.
+pub const UPKEEP: &str = "upkeep";
+
+/// `CALL bqx.refresh()` every second or so. There are two who do so, as where a cron job takes longer than until the next.
+pub fn refresh(site: &Site, number: u64, curfew: &Curfew, mut rng: ChaCha8Rng) -> Result<Counts> {
+    let mut counts = Counts::default();
+    in_sessions(site, &format!("{UPKEEP} refresh {number}"), curfew, |session| {
+        if !curfew.pause(Duration::from_millis(rng.random_range(300..2_000))) {
+            return Ok(Ok(())); // what is left is for the last refresh
+        }
+        attempt(session, "CALL bqx.refresh()", "refreshes", &mut counts)
+    })?;
+    Ok(counts)
+}
+
+/// `CALL bqx.backfill()` now and then, for all pairs or one, with workers or without.
+pub fn backfill(site: &Site, curfew: &Curfew, mut rng: ChaCha8Rng) -> Result<Counts> {
+    let mut counts = Counts::default();
+    in_sessions(site, &format!("{UPKEEP} backfill"), curfew, |session| {
+        if !curfew.pause(Duration::from_millis(rng.random_range(1_000..6_000))) {
+            return Ok(Ok(()));
+        }
+        let pairs = match rng.random_ratio(1, 3) {
+            true => format!("pairs => '{{{}}}', ", PAIRS.choose(&mut rng).expect("pairs").name),
+            false => String::new(),
+        };
+        let (workers, force) = (rng.random_range(0..=2), rng.random_ratio(1, 6));
+        let call = format!("CALL bqx.backfill({pairs}workers => {workers}, force => {force})");
+        attempt(session, &call, "backfills", &mut counts)
+    })?;
+    Ok(counts)
+}
+
+/// Enables and disables live mode, empties, drops and attaches partitions.
+pub fn operate(site: &Site, curfew: &Curfew, mut rng: ChaCha8Rng) -> Result<Counts> {
+    let mut counts = Counts::default();
+    let toggled = PAIRS.iter().find(|pair| pair.live == Live::Sometimes).expect("one").name;
+    let noted = PAIRS.iter().find(|pair| pair.live == Live::Never).expect("one").name;
+    in_sessions(site, &format!("{UPKEEP} operator"), curfew, |session| {
+        if !curfew.pause(Duration::from_millis(rng.random_range(100..1_500))) {
+            return Ok(Ok(()));
+        }
+        let month = MONTHS[rng.random_range(1..MONTHS.len())].replace('-', "_");
+        match rng.random_range(0..8) {
+            0 | 1 => {
+                let call = format!("CALL bqx.enable_live('{{{toggled}}}')");
+                attempt(session, &call, "enabled live mode", &mut counts)
+            }
+            2 | 3 => {
+                let call = format!("CALL bqx.disable_live('{{{toggled}}}')");
+                attempt(session, &call, "disabled live mode", &mut counts)
+            }
+            4 => attempt(session, "CALL bqx.create_tables()", "calls of create_tables", &mut counts),
+            5 => {
+                let pair = if rng.random() { toggled } else { noted };
+                let truncate = format!("TRUNCATE bqx.m1_{pair}_{month}");
+                attempt(session, &truncate, "partitions of M1 truncated", &mut counts)
+            }
+            6 => {
+                let change = reattach(session, noted, &month)?;
+                attempt(session, &change, "partitions of M1 detached and attached again", &mut counts)
+            }
+            _ => {
+                let pair = PAIRS.choose(&mut rng).expect("pairs");
+                let kind = *["m1", "bqx", "reg"].choose(&mut rng).expect("kinds");
+                drop_coming_months(session, pair, kind, &mut counts)
+            }
+        }
+    })?;
+    Ok(counts)
+}
+
+/// Counts a statement, and looks at how it ended: accidents and deadlocks may end it.
+fn attempt(
+    session: &mut Client,
+    sql: &str,
+    what: &str,
+    counts: &mut Counts,
+) -> Result<Result<(), String>, Error> {
+    let began = Instant::now();
+    let Err(error) = session.batch_execute(sql) else {
+        counts.add(what, 1);
+        counts.took(what, began.elapsed());
+        return Ok(Ok(()));
+    };
+    let Some(said) = error.as_db_error() else { return Err(error) };
+    let is_cancelled = said.code().code() == "57014" && said.message().contains("user request");
+    let lost_worker = said.message().contains("their worker ended early");
+    if said.code().code().starts_with("57P0") {
+        return Err(error);
+    } else if is_cancelled || lost_worker {
+        counts.add("calls ended by accidents", 1);
+    } else if said.code().code() == "40P01" {
+        counts.add("calls ended by deadlocks (40P01)", 1); // the last checks look at who met
+    } else {
+        return Ok(Err(format!("{sql}\n{error:?}")));
+    }
+    Ok(Ok(()))
+}
+
+/// Whether a statement locks a partition, and then what others hold who wait for that partition.
+pub fn locks_a_partition(sql: &str) -> bool {
+    sql.starts_with("TRUNCATE") || sql.contains("DETACH PARTITION")
+}
+
+/// SQL that takes a month's partition of M1 away, deletes bars, which nobody notes, and gives it back. One message, so one
+/// transaction; the parent first, as writers lock.
+fn reattach(session: &mut Client, pair: &str, month: &str) -> Result<String, Error> {
+    let partition = format!("bqx.m1_{pair}_{month}");
+    let bounds = format!(
+        "SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE oid = '{partition}'::regclass AND relispartition"
+    );
+    let bounds = try_rows(session, &bounds)?.remove(0);
+    Ok(format!(
+        "LOCK TABLE bqx.m1_{pair} IN ACCESS EXCLUSIVE MODE; \
+         ALTER TABLE bqx.m1_{pair} DETACH PARTITION {partition}; \
+         DELETE FROM {partition} WHERE extract(hour FROM time) = 12; \
+         ALTER TABLE bqx.m1_{pair} ATTACH PARTITION {partition} {bounds}"
+    ))
+}
+
+/// Drops partitions of months that have no bars yet: whoever needs them has to make them again.
+fn drop_coming_months(
+    session: &mut Client,
+    pair: &Pair,
+    kind: &str,
+    counts: &mut Counts,
+) -> Result<Result<(), String>, Error> {
+    let table = format!("bqx.{kind}_{}", pair.name);
+    let empty = format!(
+        "DO $$ DECLARE p regclass; has_rows boolean; BEGIN \
+             LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE; \
+             FOR p IN SELECT inhrelid FROM pg_inherits WHERE inhparent = '{table}'::regclass LOOP \
+                 EXECUTE format('SELECT EXISTS (SELECT FROM %s)', p) INTO has_rows; \
+                 IF NOT has_rows AND p::text > '{table}_{}' THEN EXECUTE format('DROP TABLE %s', p); END IF; \
+             END LOOP; END $$",
+        MONTHS[MONTHS.len() - 1].replace('-', "_")
+    );
+    attempt(session, &empty, "coming months' partitions dropped", counts)
+}
