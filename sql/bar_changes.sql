@@ -56,13 +56,20 @@ $$;
 CREATE FUNCTION bqx._table_identity(rel regclass) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    leaf regclass;
+    storage oid;
+    one_identity text;
+    identity text := '';
 BEGIN
-    RETURN (SELECT CASE WHEN count(*) = count(t.oid)
-                   THEN string_agg(format('%s.%s.%s.%s', l.oid, l.relfilenode, t.oid, t.xmin), ' ' ORDER BY l.oid) END
-              FROM pg_class AS l
-              LEFT JOIN pg_trigger AS t ON t.tgrelid = l.oid AND t.tgname = 'bqx_note_change' AND t.tgenabled = 'A'
-             WHERE l.oid IN (SELECT rel::oid UNION SELECT p.relid::oid FROM pg_partition_tree(rel) AS p)
-               AND l.relkind = 'r');
+    FOREACH leaf IN ARRAY CASE WHEN (SELECT c.relkind = 'r' FROM pg_class AS c WHERE c.oid = rel) THEN ARRAY[rel]
+                               ELSE bqx._leaves(rel) END LOOP
+        storage := (SELECT c.relfilenode FROM pg_class AS c WHERE c.oid = leaf);
+        one_identity := (SELECT format('%s.%s.%s.%s', leaf::oid, storage, t.oid, t.xmin) FROM pg_trigger AS t
+                          WHERE t.tgrelid = leaf AND t.tgname = 'bqx_note_change' AND t.tgenabled = 'A');
+        identity := identity || one_identity || ' ';  -- NULL, once one is
+    END LOOP;
+    RETURN rtrim(identity);
 END
 $$;
 
