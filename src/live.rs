@@ -77,7 +77,7 @@ pub fn is_on() -> bool {
 pub fn table_named(name: &str) -> pg_sys::Oid {
     let Ok(name) = CString::new(name) else { return pg_sys::Oid::INVALID };
     // Safety: lookups in the catalogs, with C strings that outlive them.
-    unsafe { pg_sys::get_relname_relid(name.as_ptr(), pg_sys::get_namespace_oid(c"bqx".as_ptr(), false)) }
+    unsafe { pg_sys::get_relname_relid(name.as_ptr(), pg_sys::get_namespace_oid(c"bqx".as_ptr(), true)) }
 }
 
 /// Whether a table is this one, or a partition of it on any level.
@@ -517,6 +517,9 @@ fn notify(pair: &str, changes: &[ChangedRange], stored: &Stored) {
 /// Writes changes down for `bqx.refresh`. Whoever may write bars need not be able to write there.
 fn write_down(pair: &str, changes: &[ChangedRange]) {
     let table = table_named("bar_changes");
+    if table == pg_sys::Oid::INVALID {
+        return; // the extension was dropped in this transaction
+    }
     // Safety: the relation is closed again; its owner is one of a catalog's columns.
     let owner = unsafe {
         let relation = pg_sys::table_open(table, pg_sys::AccessShareLock as i32);
