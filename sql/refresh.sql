@@ -227,11 +227,11 @@ BEGIN
       FROM (SELECT c.family, c.month FROM bqx._months_to_check(pair, families) AS c
             UNION SELECT f, m FROM bqx._changes_to_follow(pair) AS c, unnest(c.months) AS m, unnest(families) AS f
                    WHERE c.by_month) AS c;
-    -- What is in those months is left to their jobs.
+    -- What is in those months alone is left to their jobs.
     SELECT array_agg(c.change_id) AS change_ids, array_agg(c.from_ts) AS from_ts, array_agg(c.to_ts) AS to_ts,
            array_agg(c.removed) AS removed, coalesce(count(c.change_id), 0) AS change_count
       INTO changes
-      FROM bqx._changes_to_follow(pair) AS c WHERE NOT c.by_month AND NOT c.months && done.months;
+      FROM bqx._changes_to_follow(pair) AS c WHERE NOT c.by_month AND NOT c.months <@ done.months;
     done.change_ids := ARRAY(SELECT c.change_id FROM bqx._changes_to_follow(pair) AS c WHERE c.by_month OR c.months <@ done.months);
     tail := bqx._missing_tail(pair, families);
     IF tail.from_ts IS NOT NULL AND bqx._month_of(tail.to_ts) <> ALL (done.months) THEN
