@@ -861,6 +861,15 @@ AS 'MODULE_PATHNAME', '_ledger_retention_minutes_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/live.rs
+-- bqx::live::_lookback_starts
+
+CREATE FUNCTION bqx._lookback_starts(m1 regclass, instants timestamp with time zone[], lookback int)
+RETURNS timestamp with time zone[] LANGUAGE c STABLE STRICT SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', '_lookback_starts_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/metric_columns.rs
 -- bqx::metric_columns::_max_window
 CREATE  FUNCTION "_max_window"() RETURNS INT /* i32 */
@@ -1573,7 +1582,7 @@ COMMENT ON PROCEDURE bqx.create_m1(text[], date, date) IS
 
 -- Stage 1.5.1: the close that stands for 100.
 
--- The first bar at or after an instant. As _m1_span, it gives the partitions' locks back.
+-- The first bar at or after an instant. As _has_a_row, it gives the partitions' locks back.
 CREATE FUNCTION bqx._first_bar_from(m1 regclass, instant timestamp with time zone,
     OUT bar_time timestamp with time zone, OUT bar_close double precision)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -1772,26 +1781,33 @@ BEGIN
 END
 $$;
 
--- What a month's bars are kept in: the identities of all parts that hold some of it. NULL: not every change is noted.
-CREATE FUNCTION bqx._followed_as(m1 regclass, month date) RETURNS text
+-- How many bars a pair's rows look back at.
+CREATE FUNCTION bqx._longest_lookback(pair text) RETURNS int
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (SELECT max(own.lookback) FROM unnest(bqx._families_of(pair)) AS f,
+                   LATERAL bqx._own_columns(f, bqx._derived_table(f, pair)) AS own);
+END
+$$;
+
+-- What the bars are kept in that a month's rows are computed from, of this month and those before that they look back at: the
+-- identities of all parts that hold some. NULL: not every change is noted.
+CREATE FUNCTION bqx._followed_as(pair text, month date) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    starts_at timestamptz := bqx._month_start(month);
-    ends_at timestamptz := bqx._month_start(bqx._next_month(month));
-    usual regclass;
+    m1 regclass := bqx._m1_table(pair);
+    since timestamptz;
 BEGIN
-    IF bqx._is_partitioned_by(m1, 'time') AND NOT bqx._has_default_partition(m1) THEN
-        usual := bqx._partition_of_month(m1, month);
-        IF usual IS NULL THEN
-            RETURN 'no partition';
-        ELSIF EXISTS (SELECT FROM bqx._partitions(m1, usual) AS p WHERE p.from_ts <= starts_at AND p.to_ts >= ends_at) THEN
-            RETURN bqx._table_identity(usual);
-        END IF;
+    IF NOT bqx._is_partitioned_by(m1, 'time') OR bqx._has_default_partition(m1) THEN
+        RETURN bqx._table_identity(m1);
     END IF;
+    since := (bqx._lookback_starts(m1, ARRAY[bqx._month_start(month)], bqx._longest_lookback(pair)))[1];
     RETURN (SELECT CASE WHEN count(*) = 0 THEN 'no partition'
                         WHEN count(*) = count(p.identity) THEN string_agg(p.identity, ' ' ORDER BY p.from_ts) END
-              FROM bqx._m1_parts(m1) AS p WHERE p.from_ts < ends_at AND p.to_ts > starts_at);
+              FROM (SELECT p.from_ts, bqx._table_identity(p.partition) AS identity FROM bqx._partitions(m1) AS p
+                     WHERE p.from_ts < bqx._month_start(bqx._next_month(month)) AND p.to_ts > since) AS p);
 END
 $$;
 
@@ -3447,7 +3463,7 @@ BEGIN
     PERFORM bqx._show_claim(run_id, worker, pair, to_char(month, 'YYYY-MM'), families, job_ids);
     BEGIN
         PERFORM bqx._lock_tables(pair, families);
-        followed_as := bqx._followed_as(bqx._m1_table(pair), month);  -- before the bars are read
+        followed_as := bqx._followed_as(pair, month);  -- before the bars are read
         FOREACH one_family IN ARRAY families LOOP
             IF NOT bqx._run_force(run_id) AND bqx._month_is_current(one_family, pair, month) THEN
                 PERFORM bqx._finish_job(run_id, one_family, pair, month, 'done', worker, started,
@@ -3810,6 +3826,7 @@ COMMENT ON PROCEDURE bqx.backfill(text[], text[], date, date, int, boolean, bool
 --   backfill
 --   live::_rows_to_store
 --   live::_follow_changes
+--   live::_lookback_starts
 --   live::_months_ahead
 
 -- What src/live.rs needs to know and to do in SQL: the rows that changed bars affect, in the caller's transaction.
@@ -3991,18 +4008,23 @@ CREATE FUNCTION bqx._months_to_check(pair text, families text[])
 RETURNS TABLE (family text, month date, reason text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(pair);
+    known_months date[] := bqx._months_to_fill(families, pair, NULL, NULL);
+    month_starts timestamptz[] := ARRAY(SELECT bqx._month_start(m) FROM unnest(known_months) WITH ORDINALITY AS k (m, i) ORDER BY i);
 BEGIN
     RETURN QUERY
     WITH parts AS MATERIALIZED (
-        SELECT p.* FROM bqx._m1_parts(bqx._m1_table(pair)) AS p
+        SELECT p.* FROM bqx._m1_parts(m1) AS p
     ), kept AS MATERIALIZED (
-        SELECT d.m AS month, bqx._month_start(d.m) AS starts_at, bqx._month_start(bqx._next_month(d.m)) AS ends_at
-          FROM unnest(bqx._months_to_fill(families, pair, NULL, NULL)) AS d (m)
-    ), followed AS MATERIALIZED (
+        SELECT k.month, k.starts_at, bqx._month_start(bqx._next_month(k.month)) AS ends_at, k.since
+          FROM unnest(known_months, month_starts, bqx._lookback_starts(m1, month_starts, bqx._longest_lookback(pair)))
+               AS k (month, starts_at, since)
+    ), followed AS MATERIALIZED (  -- as _followed_as
         SELECT k.month, k.starts_at, k.ends_at,
                CASE WHEN count(p.from_ts) = 0 THEN 'no partition'
                     WHEN count(p.from_ts) = count(p.identity) THEN string_agg(p.identity, ' ' ORDER BY p.from_ts) END AS kept_in
-          FROM kept AS k LEFT JOIN parts AS p ON p.from_ts < k.ends_at AND p.to_ts > k.starts_at
+          FROM kept AS k LEFT JOIN parts AS p ON p.from_ts < k.ends_at AND p.to_ts > k.since
          GROUP BY k.month, k.starts_at, k.ends_at
     ), recorded AS MATERIALIZED (
         SELECT r.* FROM bqx._recorded_states(pair) AS r
@@ -4084,9 +4106,8 @@ BEGIN
     LOOP
         IF known_months IS NULL THEN
             known_months := bqx._months_to_fill(families, pair, NULL, NULL);
-            SELECT max(own.lookback), bool_and(bqx._why_not_followed(d.derived) IS NULL) INTO lookback, tables_follow
-              FROM unnest(families) AS f, LATERAL bqx._derived_table(f, pair) AS d (derived),
-                   LATERAL bqx._own_columns(f, d.derived) AS own;
+            lookback := bqx._longest_lookback(pair);
+            tables_follow := (SELECT bool_and(bqx._why_not_followed(bqx._derived_table(f, pair)) IS NULL) FROM unnest(families) AS f);
         END IF;
         last_affected := bqx._last_affected(m1, to_ts, lookback);
         months := ARRAY(SELECT m FROM unnest(known_months) AS m
@@ -4137,7 +4158,8 @@ BEGIN
 END
 $$;
 
--- The partitions of the coming months, of M1 too, as far as the caller owns the tables; returns how many it made.
+-- The partitions of the coming months, of M1 too, as far as the caller owns the tables; returns how many it made. What is in
+-- the way of one (a partition that was detached, for instance) keeps nobody from what there is to compute.
 CREATE FUNCTION bqx._ensure_coming_months(pair text) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -4147,6 +4169,8 @@ DECLARE
     coming date[] := ARRAY(SELECT bqx._months(newest, bqx._months_after(newest, greatest(bqx._months_ahead(), 1))));
     grows record;
     made int := 0;
+    message text;
+    hint text;
 BEGIN
     FOR grows IN
         SELECT m1 AS rel, 'time' AS key_column
@@ -4154,7 +4178,13 @@ BEGIN
     LOOP
         CONTINUE WHEN NOT pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = grows.rel), 'USAGE')
                    OR NOT EXISTS (SELECT FROM bqx._uncovered_parts(grows.rel, coming));
-        made := made + bqx._ensure_partitions(grows.rel, grows.key_column, coming);
+        BEGIN
+            made := made + bqx._ensure_partitions(grows.rel, grows.key_column, coming);
+        EXCEPTION
+            WHEN duplicate_table THEN
+                GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, hint = PG_EXCEPTION_HINT;
+                RAISE WARNING USING MESSAGE = message, HINT = hint;
+        END;
         IF grows.rel = m1 THEN
             PERFORM bqx._keep_triggers_everywhere(m1);
         END IF;

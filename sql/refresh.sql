@@ -37,18 +37,23 @@ CREATE FUNCTION bqx._months_to_check(pair text, families text[])
 RETURNS TABLE (family text, month date, reason text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(pair);
+    known_months date[] := bqx._months_to_fill(families, pair, NULL, NULL);
+    month_starts timestamptz[] := ARRAY(SELECT bqx._month_start(m) FROM unnest(known_months) WITH ORDINALITY AS k (m, i) ORDER BY i);
 BEGIN
     RETURN QUERY
     WITH parts AS MATERIALIZED (
-        SELECT p.* FROM bqx._m1_parts(bqx._m1_table(pair)) AS p
+        SELECT p.* FROM bqx._m1_parts(m1) AS p
     ), kept AS MATERIALIZED (
-        SELECT d.m AS month, bqx._month_start(d.m) AS starts_at, bqx._month_start(bqx._next_month(d.m)) AS ends_at
-          FROM unnest(bqx._months_to_fill(families, pair, NULL, NULL)) AS d (m)
-    ), followed AS MATERIALIZED (
+        SELECT k.month, k.starts_at, bqx._month_start(bqx._next_month(k.month)) AS ends_at, k.since
+          FROM unnest(known_months, month_starts, bqx._lookback_starts(m1, month_starts, bqx._longest_lookback(pair)))
+               AS k (month, starts_at, since)
+    ), followed AS MATERIALIZED (  -- as _followed_as
         SELECT k.month, k.starts_at, k.ends_at,
                CASE WHEN count(p.from_ts) = 0 THEN 'no partition'
                     WHEN count(p.from_ts) = count(p.identity) THEN string_agg(p.identity, ' ' ORDER BY p.from_ts) END AS kept_in
-          FROM kept AS k LEFT JOIN parts AS p ON p.from_ts < k.ends_at AND p.to_ts > k.starts_at
+          FROM kept AS k LEFT JOIN parts AS p ON p.from_ts < k.ends_at AND p.to_ts > k.since
          GROUP BY k.month, k.starts_at, k.ends_at
     ), recorded AS MATERIALIZED (
         SELECT r.* FROM bqx._recorded_states(pair) AS r
@@ -130,9 +135,8 @@ BEGIN
     LOOP
         IF known_months IS NULL THEN
             known_months := bqx._months_to_fill(families, pair, NULL, NULL);
-            SELECT max(own.lookback), bool_and(bqx._why_not_followed(d.derived) IS NULL) INTO lookback, tables_follow
-              FROM unnest(families) AS f, LATERAL bqx._derived_table(f, pair) AS d (derived),
-                   LATERAL bqx._own_columns(f, d.derived) AS own;
+            lookback := bqx._longest_lookback(pair);
+            tables_follow := (SELECT bool_and(bqx._why_not_followed(bqx._derived_table(f, pair)) IS NULL) FROM unnest(families) AS f);
         END IF;
         last_affected := bqx._last_affected(m1, to_ts, lookback);
         months := ARRAY(SELECT m FROM unnest(known_months) AS m
@@ -183,7 +187,8 @@ BEGIN
 END
 $$;
 
--- The partitions of the coming months, of M1 too, as far as the caller owns the tables; returns how many it made.
+-- The partitions of the coming months, of M1 too, as far as the caller owns the tables; returns how many it made. What is in
+-- the way of one (a partition that was detached, for instance) keeps nobody from what there is to compute.
 CREATE FUNCTION bqx._ensure_coming_months(pair text) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -193,6 +198,8 @@ DECLARE
     coming date[] := ARRAY(SELECT bqx._months(newest, bqx._months_after(newest, greatest(bqx._months_ahead(), 1))));
     grows record;
     made int := 0;
+    message text;
+    hint text;
 BEGIN
     FOR grows IN
         SELECT m1 AS rel, 'time' AS key_column
@@ -200,7 +207,13 @@ BEGIN
     LOOP
         CONTINUE WHEN NOT pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = grows.rel), 'USAGE')
                    OR NOT EXISTS (SELECT FROM bqx._uncovered_parts(grows.rel, coming));
-        made := made + bqx._ensure_partitions(grows.rel, grows.key_column, coming);
+        BEGIN
+            made := made + bqx._ensure_partitions(grows.rel, grows.key_column, coming);
+        EXCEPTION
+            WHEN duplicate_table THEN
+                GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, hint = PG_EXCEPTION_HINT;
+                RAISE WARNING USING MESSAGE = message, HINT = hint;
+        END;
         IF grows.rel = m1 THEN
             PERFORM bqx._keep_triggers_everywhere(m1);
         END IF;
