@@ -100,13 +100,27 @@ BEGIN
 END
 $$;
 
--- Waits for who computes rows because bars of the pair changed, and keeps others from it while the month is written: rows that
--- they store would get in each other's way.
-CREATE FUNCTION bqx._await_followers(pair text) RETURNS void
+-- Waits for who computes rows because bars of the pair changed, and keeps others from it until the transaction ends: rows
+-- that they store would get in each other's way. The caller must hold nothing that a feed waits for. So it is in no
+-- deadlock; but where feeds of several pairs are, PostgreSQL may end whoever waits between them.
+CREATE FUNCTION bqx._await_followers(pair text, shared boolean) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = 0
 AS $$
+DECLARE
+    key bigint := bqx._lock_key('pair', pair);
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(bqx._lock_key('pair', pair));
+    LOOP
+        BEGIN
+            IF shared THEN
+                PERFORM pg_advisory_xact_lock_shared(key);
+            ELSE
+                PERFORM pg_advisory_xact_lock(key);
+            END IF;
+            RETURN;
+        EXCEPTION
+            WHEN deadlock_detected THEN NULL;
+        END;
+    END LOOP;
 END
 $$;
 
@@ -137,7 +151,7 @@ BEGIN
             IF claimed.families IS NOT NULL THEN
                 -- This lock excludes nobody: it only tells that the jobs are being done.
                 PERFORM pg_try_advisory_xact_lock(bqx._lock_key('job', id::text)) FROM unnest(claimed.job_ids) AS id;
-                PERFORM bqx._await_followers(unit.pair);
+                PERFORM bqx._await_followers(unit.pair, true);
                 PERFORM bqx._run_jobs(run_id, unit.pair, unit.month, claimed.families, claimed.job_ids, worker);
             END IF;
             RETURN true;  -- one month a transaction, whether it was still open or not

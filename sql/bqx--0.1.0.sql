@@ -3507,13 +3507,27 @@ BEGIN
 END
 $$;
 
--- Waits for who computes rows because bars of the pair changed, and keeps others from it while the month is written: rows that
--- they store would get in each other's way.
-CREATE FUNCTION bqx._await_followers(pair text) RETURNS void
+-- Waits for who computes rows because bars of the pair changed, and keeps others from it until the transaction ends: rows
+-- that they store would get in each other's way. The caller must hold nothing that a feed waits for. So it is in no
+-- deadlock; but where feeds of several pairs are, PostgreSQL may end whoever waits between them.
+CREATE FUNCTION bqx._await_followers(pair text, shared boolean) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = 0
 AS $$
+DECLARE
+    key bigint := bqx._lock_key('pair', pair);
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(bqx._lock_key('pair', pair));
+    LOOP
+        BEGIN
+            IF shared THEN
+                PERFORM pg_advisory_xact_lock_shared(key);
+            ELSE
+                PERFORM pg_advisory_xact_lock(key);
+            END IF;
+            RETURN;
+        EXCEPTION
+            WHEN deadlock_detected THEN NULL;
+        END;
+    END LOOP;
 END
 $$;
 
@@ -3544,7 +3558,7 @@ BEGIN
             IF claimed.families IS NOT NULL THEN
                 -- This lock excludes nobody: it only tells that the jobs are being done.
                 PERFORM pg_try_advisory_xact_lock(bqx._lock_key('job', id::text)) FROM unnest(claimed.job_ids) AS id;
-                PERFORM bqx._await_followers(unit.pair);
+                PERFORM bqx._await_followers(unit.pair, true);
                 PERFORM bqx._run_jobs(run_id, unit.pair, unit.month, claimed.families, claimed.job_ids, worker);
             END IF;
             RETURN true;  -- one month a transaction, whether it was still open or not
@@ -4211,7 +4225,7 @@ DECLARE
     tos timestamptz[] := '{}';
     removals boolean[] := '{}';
 BEGIN
-    PERFORM pg_advisory_xact_lock(bqx._lock_key('pair', pair));  -- what is asked from here on is later
+    PERFORM bqx._await_followers(pair, false);  -- what is asked from here on is later
     FOR checked IN
         SELECT c.family, c.month FROM bqx._months_to_check(pair, families) AS c
         UNION SELECT f, m FROM bqx._changes_to_follow(pair, families) AS c, unnest(c.months) AS m, unnest(families) AS f
@@ -4398,8 +4412,8 @@ BEGIN
     FOREACH chosen_pair IN ARRAY chosen LOOP
         m1 := bqx._m1_table(chosen_pair);
         IF bqx._is_live(m1) THEN
-            -- the parent first, as writers lock
-            EXECUTE format('LOCK TABLE ONLY %s IN SHARE ROW EXCLUSIVE MODE', m1);
+            -- The parent first, as others lock; and as DROP TRIGGER will, lest a feed that has read bars waits to write some.
+            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', m1);
             FOR live IN
                 SELECT t.tgrelid::regclass AS rel, t.tgname FROM pg_trigger AS t
                  WHERE t.tgname IN ('bqx_live', 'bqx_live_begin')

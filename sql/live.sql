@@ -76,8 +76,8 @@ BEGIN
     FOREACH chosen_pair IN ARRAY chosen LOOP
         m1 := bqx._m1_table(chosen_pair);
         IF bqx._is_live(m1) THEN
-            -- the parent first, as writers lock
-            EXECUTE format('LOCK TABLE ONLY %s IN SHARE ROW EXCLUSIVE MODE', m1);
+            -- The parent first, as others lock; and as DROP TRIGGER will, lest a feed that has read bars waits to write some.
+            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', m1);
             FOR live IN
                 SELECT t.tgrelid::regclass AS rel, t.tgname FROM pg_trigger AS t
                  WHERE t.tgname IN ('bqx_live', 'bqx_live_begin')

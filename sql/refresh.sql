@@ -240,7 +240,7 @@ DECLARE
     tos timestamptz[] := '{}';
     removals boolean[] := '{}';
 BEGIN
-    PERFORM pg_advisory_xact_lock(bqx._lock_key('pair', pair));  -- what is asked from here on is later
+    PERFORM bqx._await_followers(pair, false);  -- what is asked from here on is later
     FOR checked IN
         SELECT c.family, c.month FROM bqx._months_to_check(pair, families) AS c
         UNION SELECT f, m FROM bqx._changes_to_follow(pair, families) AS c, unnest(c.months) AS m, unnest(families) AS f

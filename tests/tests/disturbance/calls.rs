@@ -16,8 +16,8 @@ use rand_chacha::ChaCha8Rng;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::months::{FAMILIES, Month, PAIRS};
-use super::{BETWEEN_LOOKS, PATIENCE};
 use crate::common::try_rows;
+use crate::soak::{BETWEEN_LOOKS, PATIENCE};
 
 /// What the calling sessions' `application_name` begins with.
 pub const CALLER: &str = "caller";

@@ -3,12 +3,11 @@
 use bqx_tests::Db;
 use postgres::Client;
 
-use super::bystanders::History;
-use super::invariants::{
-    Round, corruption, failed_jobs, leftovers, misrecorded_months, torn_months, unfinished_business,
-};
+use super::invariants::{Round, failed_jobs, misrecorded_months, torn_months};
 use super::months::{Checksums, Contents, Month, PAIRS};
+use super::reader::History;
 use crate::common::{run, run_each};
+use crate::soak::soundness::{corruption, leftovers, unfinished_business};
 
 const AUGUST: Month = Month { family: "reg", pair: "eurusd", month: "2024-08" };
 

@@ -6,6 +6,7 @@ use postgres::Client;
 use super::calls::Report;
 use super::months::{Contents, Month};
 use crate::common::try_rows;
+use crate::soak::soundness::{leftovers, unfinished_business};
 
 /// What the derived tables held before a round, hold after it, and would hold if it had been completed.
 pub struct Round<'a> {
@@ -91,19 +92,6 @@ fn innocent_victims(innocent: &[Report]) -> Vec<String> {
     failed.map(|report| format!("another call failed: {}", report.call)).collect()
 }
 
-/// Nothing runs, to the ledger, and nothing is locked.
-pub fn unfinished_business(control: &mut Client) -> Result<Vec<String>> {
-    let running = "SELECT concat_ws(' ', 'shown as running: run', run_id) FROM bqx.runs WHERE state = 'running' UNION ALL \
-         SELECT concat_ws(' ', 'shown as running: job', run_id, family, pair, month) FROM bqx.jobs WHERE state = 'running' \
-         UNION ALL \
-         SELECT DISTINCT concat_ws(' ', 'closed with open jobs: run', run_id) \
-           FROM bqx.runs AS r JOIN bqx.jobs AS j USING (run_id) \
-          WHERE r.finished_at IS NOT NULL AND j.state IN ('pending', 'running') UNION ALL \
-         SELECT concat_ws(' ', 'advisory lock held:', classid, objid, mode, 'by process', pid) FROM pg_locks \
-          WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    Ok(try_rows(control, running)?)
-}
-
 /// No disturbance of ours is a reason for a job to fail.
 pub fn failed_jobs(control: &mut Client, round: &Round<'_>) -> Result<Vec<String>> {
     let failed = format!(
@@ -112,39 +100,4 @@ pub fn failed_jobs(control: &mut Client, round: &Round<'_>) -> Result<Vec<String
         round.last_run
     );
     Ok(try_rows(control, &failed)?)
-}
-
-/// A partition that was built aside is gone, or attached and without the constraint that it was built with.
-pub fn leftovers(control: &mut Client) -> Result<Vec<String>> {
-    let left = "SELECT concat_ws(' ', 'neither a partition nor of the extension:', c.oid::regclass) FROM pg_class AS c \
-          WHERE c.relnamespace = 'bqx'::regnamespace AND c.relkind = 'r' AND NOT c.relispartition \
-            AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid \
-                               AND d.deptype = 'e') UNION ALL \
-         SELECT concat_ws(' ', 'constraint left behind:', conrelid::regclass, conname) FROM pg_constraint \
-          WHERE connamespace = 'bqx'::regnamespace AND contype = 'c' AND conname = 'bqx_month_bounds' UNION ALL \
-         SELECT concat_ws(' ', 'index not valid:', indexrelid::regclass) FROM pg_index AS i \
-           JOIN pg_class AS c ON c.oid = i.indexrelid \
-          WHERE c.relnamespace = 'bqx'::regnamespace AND NOT (i.indisvalid AND i.indisready AND i.indislive)";
-    Ok(try_rows(control, left)?)
-}
-
-/// What PostgreSQL's own checks find in the heaps and indexes of the derived tables, which the fast way writes past the
-/// executor. None where they are not installed.
-pub fn corruption(control: &mut Client) -> Result<Option<Vec<String>>> {
-    let available = "SELECT FROM pg_available_extensions WHERE name = 'amcheck'";
-    if try_rows(control, available)?.is_empty() {
-        return Ok(None);
-    }
-    try_rows(control, "CREATE EXTENSION IF NOT EXISTS amcheck")?;
-    let partitions = "FROM pg_class AS c WHERE c.relnamespace = 'bqx'::regnamespace AND c.relispartition \
-         AND c.relname ~ '^(bqx|reg)_'";
-    let heaps = format!(
-        "SELECT concat_ws(' ', c.oid::regclass, v.blkno, v.offnum, v.msg) FROM ( \
-             SELECT c.oid {partitions} AND c.relkind = 'r') AS c, verify_heapam(c.oid) AS v"
-    );
-    let found = try_rows(control, &heaps)?;
-    // Raises an error where an index is broken, or lacks a row of its table.
-    let indexes = format!("SELECT count(bt_index_check(c.oid, true)) {partitions} AND c.relkind = 'i'");
-    try_rows(control, &indexes)?;
-    Ok(Some(found))
 }

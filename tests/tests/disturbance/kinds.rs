@@ -2,16 +2,14 @@
 
 use std::fmt;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use pgcluster::StopMode;
 use postgres::Client;
 
-use super::BETWEEN_LOOKS;
 use super::calls::Caller;
-use super::scene::{Scene, workers};
 use crate::common::try_rows;
+use crate::soak::BETWEEN_LOOKS;
+use crate::soak::site::{Site, signal, workers};
 
 /// A new kind is a variant, its place in [`Kind::ALL`], what it needs and spares, its strike, and its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,15 +73,9 @@ impl Kind {
     }
 
     /// Strikes; false if there was nothing to strike any more. `lot` chooses among several workers.
-    pub fn strike(
-        self,
-        scene: &Scene,
-        control: &mut Client,
-        caller: &mut Caller,
-        lot: usize,
-    ) -> Result<bool> {
+    pub fn strike(self, site: &Site, control: &mut Client, caller: &mut Caller, lot: usize) -> Result<bool> {
         if self == Self::CancelRun {
-            return cancel_run(control);
+            return cancel_run(control, caller);
         }
         let victim = if self.needs_worker() {
             a_worker(control, caller, lot)?
@@ -94,16 +86,10 @@ impl Kind {
         };
         let Some(pid) = victim else { return Ok(false) };
         match self {
-            Self::KillWorker | Self::KillCallingBackend => return kill(scene, control, pid),
-            Self::KillPostmaster => {
-                scene.server.kill_postmaster()?;
-                scene.server.start_again()?;
-            }
-            Self::StopImmediately => {
-                scene.server.stop(StopMode::Immediate)?;
-                scene.server.start_again()?;
-            }
-            Self::RestartFast => scene.server.restart()?,
+            Self::KillWorker | Self::KillCallingBackend => return site.kill(control, pid),
+            Self::KillPostmaster => site.kill_postmaster()?,
+            Self::StopImmediately => site.stop_immediately()?,
+            Self::RestartFast => site.server.restart()?,
             Self::TerminateCaller | Self::TerminateWorker => {
                 return signal(control, "pg_terminate_backend", pid);
             }
@@ -146,33 +132,16 @@ fn a_worker(control: &mut Client, caller: &mut Caller, lot: usize) -> Result<Opt
     }
 }
 
-/// Kills a process of the server, and waits until the server has noticed and ended all sessions: before that, a new
-/// session might still get in and be ended, too. False if the process had ended by itself in that instant.
-fn kill(scene: &Scene, control: &mut Client, pid: i32) -> Result<bool> {
-    const TO_NOTICE: Duration = Duration::from_secs(20);
-    if scene.server.kill_backend(pid).is_err() {
-        return Ok(false);
-    }
-    let give_up = Instant::now() + TO_NOTICE;
-    while control.batch_execute("SELECT").is_ok() {
-        if Instant::now() > give_up {
-            return Ok(false);
+/// Cancels the run that has gone on for longest. Where the call has not opened one yet, waits for it; false if all is over.
+fn cancel_run(control: &mut Client, caller: &mut Caller) -> Result<bool> {
+    let oldest = "SELECT min(run_id) FROM bqx.runs WHERE state = 'running'";
+    let cancel = format!("SELECT bqx.cancel(run_id) FROM ({oldest}) AS r (run_id) WHERE run_id IS NOT NULL");
+    loop {
+        let over = caller.has_ended()?;
+        let cancelled = try_rows(control, &cancel)?;
+        if over || !cancelled.is_empty() {
+            return Ok(cancelled == ["t"]);
         }
         sleep(BETWEEN_LOOKS);
     }
-    Ok(true)
-}
-
-/// Sends a signal through SQL; false if its receiver is gone.
-fn signal(control: &mut Client, function: &str, pid: i32) -> Result<bool> {
-    Ok(try_rows(control, &format!("SELECT {function}({pid})"))? == ["t"])
-}
-
-/// Cancels the run that has gone on for longest; false if none goes on.
-fn cancel_run(control: &mut Client) -> Result<bool> {
-    let oldest = "SELECT min(run_id) FROM bqx.runs WHERE state = 'running'";
-    Ok(try_rows(
-        control,
-        &format!("SELECT bqx.cancel(run_id) FROM ({oldest}) AS r (run_id) WHERE run_id IS NOT NULL"),
-    )? == ["t"])
 }

@@ -26,6 +26,11 @@ impl Month {
         tables.flat_map(|(family, pair)| MONTHS.map(|month| Month { family, pair, month }))
     }
 
+    /// The derived table that it is a month of.
+    pub fn table(self) -> String {
+        format!("bqx.{}_{}", self.family, self.pair)
+    }
+
     /// The name that `create_tables` and `backfill` give its partition.
     pub fn partition(self) -> String {
         format!("{}_{}_{}", self.family, self.pair, self.month.replace('-', "_"))

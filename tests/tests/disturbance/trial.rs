@@ -6,20 +6,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use postgres::Client;
-use rand::SeedableRng;
 use rand::prelude::{RngExt, SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-use super::bystanders::{Curfew, History, caretaker, reader};
+use super::allow_more;
 use super::calls::{Call, Caller, Report};
 use super::changes::{Change, Subject};
-use super::invariants::{self, corruption, violations};
+use super::invariants::{self, violations};
 use super::kinds::Kind;
 use super::months::{Contents, Month, PAIRS};
-use super::scene::{Scene, workers};
+use super::reader::{History, reader};
+use super::scene::Scene;
 use super::tally::Tally;
-use super::{BETWEEN_LOOKS, Limits};
 use crate::common::{checksums, try_rows};
+use crate::soak::bystanders::{Curfew, caretaker};
+use crate::soak::site::workers;
+use crate::soak::soundness::{corruption, faults};
+use crate::soak::{BETWEEN_LOOKS, Limits};
 
 /// So often, a backfill is left in peace and has to complete everything.
 const ROUNDS_BETWEEN_COMPLETIONS: usize = 10;
@@ -33,10 +36,11 @@ const CARETAKER: u64 = u64::MAX - 2;
 pub fn run(scene: &Scene, limits: &Limits) -> Result<Tally> {
     let (history, curfew) = (History::default(), Curfew::default());
     let mut trial = Trial::new(scene, &history, limits)?;
+    let tables: Vec<String> = Month::all().map(Month::table).collect();
     thread::scope(|scope| {
         let end = curfew.at_the_end_of();
-        let reader = scope.spawn(|| reader(scene, &history, &curfew, random(limits.seed, READER)));
-        let caretaker = scope.spawn(|| caretaker(scene, &curfew, random(limits.seed, CARETAKER)));
+        let reader = scope.spawn(|| reader(scene, &history, &curfew, limits.random(READER)));
+        let caretaker = scope.spawn(|| caretaker(&scene.site, &tables, &curfew, limits.random(CARETAKER)));
         let rounds = trial.rounds(|| !reader.is_finished() && !caretaker.is_finished());
         drop(end);
         trial.tally.rows_read_meanwhile = reader.join().expect("the reader does not panic")?;
@@ -46,12 +50,6 @@ pub fn run(scene: &Scene, limits: &Limits) -> Result<Tally> {
     .and_then(|()| trial.compare_with_twin())
     .with_context(|| format!("BQX_SEED={} repeats this", limits.seed))?;
     Ok(trial.tally)
-}
-
-fn random(seed: u64, stream: u64) -> ChaCha8Rng {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(stream);
-    rng
 }
 
 /// What is to happen in a round.
@@ -109,7 +107,7 @@ struct Trial<'a> {
 
 impl<'a> Trial<'a> {
     fn new(scene: &'a Scene<'a>, history: &'a History, limits: &'a Limits) -> Result<Self> {
-        let mut control = scene.connect()?;
+        let mut control = scene.site.connect()?;
         let mut computed = Contents::default();
         for pair in PAIRS {
             computed.replace_pair(pair, scene.checksums.computed(&mut control, pair)?);
@@ -117,7 +115,7 @@ impl<'a> Trial<'a> {
         ensure!(Month::all().all(|month| computed.of(month) != Contents::default().of(month)));
         history.add_round(Contents::default(), computed.clone());
         let mut kinds = Kind::ALL.to_vec();
-        kinds.shuffle(&mut random(limits.seed, KINDS));
+        kinds.shuffle(&mut limits.random(KINDS));
         Ok(Self {
             scene,
             history,
@@ -133,11 +131,11 @@ impl<'a> Trial<'a> {
 
     /// All rounds, as long as the bystanders are well.
     fn rounds(&mut self, bystanders_are_well: impl Fn() -> bool) -> Result<()> {
-        while bystanders_are_well() && self.limits.allow_more(&self.tally, self.began.elapsed()) {
+        while bystanders_are_well() && allow_more(self.limits, &self.tally, self.began.elapsed()) {
             let number = self.tally.rounds + 1;
             // The next kind has its turn when the last one has struck: so all kinds come equally often.
             let kind = self.kinds[self.tally.struck() % self.kinds.len()];
-            let plan = Plan::draw(&mut random(self.limits.seed, number as u64), kind);
+            let plan = Plan::draw(&mut self.limits.random(number as u64), kind);
             self.round(&plan).with_context(|| format!("round {number}"))?;
             if number.is_multiple_of(ROUNDS_BETWEEN_COMPLETIONS) {
                 self.complete().with_context(|| format!("completion after round {number}"))?;
@@ -148,12 +146,12 @@ impl<'a> Trial<'a> {
 
     fn round(&mut self, plan: &Plan) -> Result<()> {
         let began = Instant::now();
-        let mut control = self.scene.connect()?;
+        let mut control = self.scene.site.connect()?;
         let last_run =
             try_rows(&mut control, "SELECT coalesce(max(run_id), 0) FROM bqx.run_ledger")?[0].parse()?;
         let before = self.make_changes(&mut control, &plan.changes).context("changes before the round")?;
         let (struck, reports) = self.disturbed_calls(&mut control, plan)?;
-        let mut control = self.scene.connect()?;
+        let mut control = self.scene.site.connect()?;
         self.scene.settle(&mut control).with_context(|| story(plan, struck, &reports))?;
         let after = self.scene.checksums.all_stored(&mut control)?;
         let round = invariants::Round { before: &before, after: &after, computed: &self.computed, last_run };
@@ -208,7 +206,7 @@ impl<'a> Trial<'a> {
     fn disturbed_calls(&self, control: &mut Client, plan: &Plan) -> Result<(bool, Vec<Report>)> {
         let numbered = plan.calls.iter().enumerate();
         let mut callers = numbered
-            .map(|(number, call)| Caller::start(&self.scene.db, number, call.clone()))
+            .map(|(number, call)| Caller::start(&self.scene.site.db, number, call.clone()))
             .collect::<Result<Vec<_>>>()?;
         let victim = &mut callers[0];
         while victim.backend(control)?.is_none() && workers(control)?.is_empty() && !victim.has_ended()? {
@@ -217,7 +215,7 @@ impl<'a> Trial<'a> {
         sleep(self.duration.mul_f64(plan.instant));
         let struck = plan
             .kind
-            .strike(self.scene, control, victim, plan.lot)
+            .strike(&self.scene.site, control, victim, plan.lot)
             .with_context(|| format!("{} of {}", plan.kind, plan.calls[0]))?;
         let reports = callers.into_iter().map(Caller::finish).collect::<Result<_>>();
         Ok((struck, reports.with_context(|| format!("{} of {}", plan.kind, plan.calls[0]))?))
@@ -236,7 +234,7 @@ impl<'a> Trial<'a> {
 
     /// An undisturbed call completes everything, whatever happened before.
     fn complete(&mut self) -> Result<()> {
-        let mut control = self.scene.connect()?;
+        let mut control = self.scene.site.connect()?;
         control.batch_execute("CALL bqx.backfill()")?;
         let stored = self.scene.checksums.all_stored(&mut control)?;
         for month in Month::all() {
@@ -244,26 +242,25 @@ impl<'a> Trial<'a> {
             ensure!(stored == computed, "{month}: {stored}; complete: {computed}");
         }
         self.tally.rows_compared += stored.rows();
-        let faults = "SELECT check_name, family, pair, month, detail FROM bqx.verify() WHERE ok IS NOT TRUE";
-        let faults = try_rows(&mut control, faults)?;
+        let faults = faults(&mut control)?;
         ensure!(faults.is_empty(), "verify() finds:\n{}", faults.join("\n"));
         Ok(())
     }
 
     /// In the end: bars and derived rows are those of a database that nobody disturbed, and PostgreSQL has no complaint.
     fn compare_with_twin(&mut self) -> Result<()> {
-        let Scene { db, twin, .. } = self.scene;
+        let Scene { site, twin, .. } = self.scene;
         twin.connect().batch_execute("CALL bqx.backfill(workers => 0)")?;
-        let (found, expected) = (checksums(db), checksums(twin));
+        let (found, expected) = (checksums(&site.db), checksums(twin));
         ensure!(found.len() == 3 * PAIRS.len(), "{found:?}");
         ensure!(found == expected, "{found:#?}\nand undisturbed:\n{expected:#?}");
-        let mut control = self.scene.connect()?;
+        let mut control = self.scene.site.connect()?;
         let corrupt = corruption(&mut control)?;
         self.tally.amcheck = corrupt.is_some();
         ensure!(corrupt.iter().flatten().next().is_none(), "amcheck finds: {corrupt:#?}");
-        let errors = self.scene.unexplained_errors()?;
+        let errors = site.unexplained_errors(&[])?;
         ensure!(errors.is_empty(), "the server's log has:\n{}", errors.join("\n"));
-        self.tally.recoveries = self.scene.recoveries()?;
+        self.tally.recoveries = site.recoveries()?;
         let (recoveries, crashes) = (self.tally.recoveries, self.crashes);
         ensure!(recoveries == crashes, "{recoveries} recoveries of the server, but {crashes} crashes");
         let written = "SELECT count(*) FROM bqx.job_ledger WHERE rows_written > 0";

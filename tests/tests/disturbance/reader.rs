@@ -1,40 +1,18 @@
-//! Who else is in the database while backfills are disturbed: a reader, and what keeps tables tidy.
+//! Who reads while backfills are disturbed.
 
 use std::collections::VecDeque;
 use std::sync::RwLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
-use postgres::{Client, Error};
+use anyhow::Result;
 use rand::RngExt;
 use rand::prelude::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 
 use super::months::{Contents, FAMILIES, Month, PAIRS};
 use super::scene::Scene;
-
-/// Tells the bystanders to stop, also when the trial ends in a panic.
-#[derive(Default)]
-pub struct Curfew(AtomicBool);
-
-impl Curfew {
-    fn has_come(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// It comes when the returned value is dropped.
-    pub fn at_the_end_of(&self) -> impl Drop {
-        struct End<'a>(&'a Curfew);
-        impl Drop for End<'_> {
-            fn drop(&mut self) {
-                self.0.0.store(true, Ordering::Relaxed);
-            }
-        }
-        End(self)
-    }
-}
+use crate::soak::bystanders::{Curfew, in_sessions};
 
 /// What a month may hold, in the eyes of whoever looks at any time: before or after each round.
 #[derive(Default)]
@@ -85,7 +63,7 @@ impl History {
 /// times, and each month whole. Returns how many rows it read.
 pub fn reader(scene: &Scene, history: &History, curfew: &Curfew, mut rng: ChaCha8Rng) -> Result<u64> {
     let mut rows = 0;
-    in_sessions(scene, curfew, |session| {
+    in_sessions(&scene.site, "reader", curfew, |session| {
         let family = *FAMILIES.choose(&mut rng).expect("families");
         let pair = *PAIRS.choose(&mut rng).expect("pairs");
         let since = history.now();
@@ -107,47 +85,4 @@ pub fn reader(scene: &Scene, history: &History, curfew: &Curfew, mut rng: ChaCha
         })
     })?;
     Ok(rows)
-}
-
-/// VACUUMs and checkpoints; returns how many.
-pub fn caretaker(scene: &Scene, curfew: &Curfew, mut rng: ChaCha8Rng) -> Result<u64> {
-    let mut times = 0;
-    in_sessions(scene, curfew, |session| {
-        let (family, pair) =
-            (FAMILIES.choose(&mut rng).expect("some"), PAIRS.choose(&mut rng).expect("some"));
-        let table = format!("bqx.{family}_{pair}");
-        session.batch_execute(&match rng.random_range(0..4) {
-            0 => format!("VACUUM {table}"),
-            1 => format!("VACUUM (ANALYZE) {table}"),
-            2 => format!("VACUUM (FREEZE) {table}"),
-            _ => "CHECKPOINT".to_owned(),
-        })?;
-        times += 1;
-        sleep(Duration::from_millis(rng.random_range(0..200)));
-        Ok(Ok(()))
-    })?;
-    Ok(times)
-}
-
-/// Does something over and over, in a new session whenever a disturbance ended the old one.
-fn in_sessions(
-    scene: &Scene,
-    curfew: &Curfew,
-    mut once: impl FnMut(&mut Client) -> Result<Result<(), String>, Error>,
-) -> Result<()> {
-    let mut session = scene.connect()?;
-    while !curfew.has_come() {
-        match once(&mut session) {
-            Ok(Ok(())) => {}
-            Ok(Err(finding)) => bail!(finding),
-            Err(error) if is_outage(&error) => session = scene.connect()?,
-            Err(error) => bail!("a bystander: {error:?}"),
-        }
-    }
-    Ok(())
-}
-
-/// Whether an error only says that the server ended the session, or that it is gone.
-fn is_outage(error: &Error) -> bool {
-    error.code().is_none_or(|code| ["57P01", "57P02", "57P03"].contains(&code.code()))
 }
