@@ -6,14 +6,15 @@ use serde::Serialize;
 
 use super::bars::Feed;
 use super::contenders::{Contender, Kind, Mode};
-use super::latency::whole;
+use super::latency::{microseconds, whole};
 use crate::bench::cpu::Run;
 use crate::bench::report::{self, Table};
 use crate::bench::rounds;
 use crate::bench::spread::Spread;
 
 /// Bars of a pair that come in one COPY: of a day, and of about a month.
-const LOTS: [usize; 2] = [1_440, 30_000];
+const LOTS: [usize; 2] = [DAY, 30_000];
+const DAY: usize = 1_440;
 
 /// Who gets them. Where M1 is live, once more with `bqx.live` off: the bars are noted.
 #[derive(Clone, Copy)]
@@ -38,20 +39,24 @@ pub struct Copy {
     processors_busy_with_others: Spread,
 }
 
-/// Refreshes of all pairs.
+/// How long `bqx.refresh` takes.
 #[derive(Serialize)]
 pub struct Refresh {
     #[serde(flatten)]
     kind: Kind,
     pairs: usize,
+    /// Of all pairs.
     seconds_with_nothing_to_do: Spread,
     seconds_with_a_new_bar_of_each: Spread,
+    /// Of one pair, whose bars came one by one.
+    seconds_after_a_day_of_one_pair: Spread,
 }
 
 /// Copying a lot, and refreshing afterwards.
 struct Turn {
     copy: Run,
-    refresh: Option<Run>,
+    /// Seconds.
+    refresh: Option<f64>,
 }
 
 pub fn measure_copies(
@@ -68,7 +73,7 @@ pub fn measure_copies(
             progress.set_message(format!("COPY of {bars} bars, round {} of {rounds}", round + 1));
             measured.push(rounds::to_and_fro(round, &cases, |case| {
                 let contender = &mut contenders[case.contender];
-                // Each lot follows on one that was computed before.
+                // Another pair each time, where there are enough.
                 let pair = (2 * round + usize::from(case.switched_off)) % contender.pairs.len();
                 turn(contender, feed, pair, bars, case.switched_off).with_context(|| contender.kind.title())
             })?);
@@ -109,9 +114,7 @@ fn turn(
         return Ok(Turn { copy, refresh: None });
     }
     contender.execute("RESET bqx.live")?;
-    let refresh = format!("CALL bqx.refresh('{{{}}}')", contender.pairs[pair]);
-    let refresh = measured(contender, |contender| contender.execute(&refresh))?;
-    Ok(Turn { copy, refresh: Some(refresh) })
+    Ok(Turn { copy, refresh: Some(refresh(contender, &[pair])?) })
 }
 
 fn measured(contender: &mut Contender, work: impl FnOnce(&mut Contender) -> Result<()>) -> Result<Run> {
@@ -125,8 +128,7 @@ fn summarise(kinds: &[(Kind, bool)], bars: usize, rounds: &[Vec<Turn>]) -> Vec<C
         let all =
             |value: &dyn Fn(&[Turn]) -> f64| Spread::of(rounds.iter().map(|round| value(round)).collect());
         let seconds = all(&|round| round[i].copy.seconds);
-        let refreshes: Vec<f64> =
-            rounds.iter().filter_map(|round| round[i].refresh.as_ref()).map(|run| run.seconds).collect();
+        let refreshes: Vec<f64> = rounds.iter().filter_map(|round| round[i].refresh).collect();
         Copy {
             kind,
             switched_off,
@@ -141,7 +143,7 @@ fn summarise(kinds: &[(Kind, bool)], bars: usize, rounds: &[Vec<Turn>]) -> Vec<C
     kinds.iter().enumerate().map(figure).collect()
 }
 
-/// Refreshes all pairs as a scheduler would where bars are but noted.
+/// Refreshes as a scheduler would, where bars are but noted.
 pub fn measure_refreshes(
     contenders: &mut [Contender],
     feed: &mut Feed,
@@ -150,29 +152,45 @@ pub fn measure_refreshes(
 ) -> Result<Vec<Refresh>> {
     let mut figures = Vec::new();
     for contender in contenders.iter_mut().filter(|contender| is_live(contender)) {
-        let refresh = format!("CALL bqx.refresh('{{{}}}')", contender.pairs.join(","));
-        let mut seconds = [Vec::new(), Vec::new()];
-        contender.execute(&refresh)?; // the session's first
+        let mut seconds = [Vec::new(), Vec::new(), Vec::new()];
+        let all_pairs: Vec<usize> = (0..contender.pairs.len()).collect();
+        refresh(contender, &all_pairs)?; // the session's first
         for round in 0..rounds {
             progress.set_message(format!("refresh, round {} of {rounds}", round + 1));
-            seconds[0].push(measured(contender, |contender| contender.execute(&refresh))?.seconds);
-            contender.execute("SET bqx.live = off")?;
-            for pair in 0..contender.pairs.len() {
-                let bars = contender.next_bars(feed, pair, 1)?;
-                contender.insert(pair, &bars[0])?;
-            }
-            contender.execute("RESET bqx.live")?;
-            seconds[1].push(measured(contender, |contender| contender.execute(&refresh))?.seconds);
+            seconds[0].push(refresh(contender, &all_pairs)?);
+            note_bars(contender, feed, &all_pairs, 1)?;
+            seconds[1].push(refresh(contender, &all_pairs)?);
+            let pair = [round % all_pairs.len()];
+            note_bars(contender, feed, &pair, DAY)?;
+            seconds[2].push(refresh(contender, &pair)?);
         }
-        let [nothing_to_do, new_bars] = seconds.map(Spread::of);
+        let [nothing_to_do, new_bars, day] = seconds.map(Spread::of);
         figures.push(Refresh {
             kind: contender.kind,
-            pairs: contender.pairs.len(),
+            pairs: all_pairs.len(),
             seconds_with_nothing_to_do: nothing_to_do,
             seconds_with_a_new_bar_of_each: new_bars,
+            seconds_after_a_day_of_one_pair: day,
         });
     }
     Ok(figures)
+}
+
+/// Inserts bars one by one that are but noted.
+fn note_bars(contender: &mut Contender, feed: &mut Feed, pairs: &[usize], bars: usize) -> Result<()> {
+    contender.execute("SET bqx.live = off; SET synchronous_commit = off")?;
+    for &pair in pairs {
+        let bars = contender.next_bars(feed, pair, bars)?;
+        bars.iter().try_for_each(|bar| contender.insert(pair, bar))?;
+    }
+    contender.execute("RESET bqx.live; RESET synchronous_commit")
+}
+
+/// Refreshes pairs; returns the seconds it took.
+fn refresh(contender: &mut Contender, pairs: &[usize]) -> Result<f64> {
+    let names: Vec<&str> = pairs.iter().map(|&pair| contender.pairs[pair].as_str()).collect();
+    let call = format!("CALL bqx.refresh('{{{}}}')", names.join(","));
+    Ok(microseconds(|| contender.execute(&call))? / 1e6)
 }
 
 pub fn copies_table(figures: &[Copy]) -> Table<10> {
@@ -207,16 +225,25 @@ pub fn copies_table(figures: &[Copy]) -> Table<10> {
     table
 }
 
-pub fn refreshes_table(figures: &[Refresh]) -> Table<5> {
-    let mut table =
-        Table::new(["refresh of pairs", "months", "partitions", "nothing to do, s", "a new bar each, s"], 0);
+pub fn refreshes_table(figures: &[Refresh]) -> Table<6> {
+    let header = [
+        "refresh of pairs, s",
+        "months",
+        "partitions",
+        "nothing to do",
+        "a new bar each",
+        "a day of one, bar by bar",
+    ];
+    let mut table = Table::new(header, 0);
     for figure in figures {
+        let seconds = |spread: Spread| format!("{:.3}", spread.median);
         table.add([
             figure.pairs.to_string(),
             figure.kind.months.to_string(),
             figure.kind.partitions.to_string(),
-            format!("{:.3}", figure.seconds_with_nothing_to_do.median),
-            format!("{:.3}", figure.seconds_with_a_new_bar_of_each.median),
+            seconds(figure.seconds_with_nothing_to_do),
+            seconds(figure.seconds_with_a_new_bar_of_each),
+            seconds(figure.seconds_after_a_day_of_one_pair),
         ]);
     }
     table
@@ -235,7 +262,7 @@ mod tests {
         let rounds = [(1.0, 4.0), (10.0, 50.0), (1.0, 5.0)].map(|(floor, noted)| {
             vec![
                 Turn { copy: run(floor), refresh: None },
-                Turn { copy: run(noted), refresh: Some(run(noted / 2.0)) },
+                Turn { copy: run(noted), refresh: Some(noted / 2.0) },
             ]
         });
         let figures = summarise(&[(plain, false), (live, true)], 1_000, &rounds);

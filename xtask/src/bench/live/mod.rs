@@ -74,7 +74,7 @@ impl Extent {
                 pairs: 28,
                 months: 12,
                 rounds: 5,
-                minutes: 20,
+                minutes: 60,
                 bulk_rounds: 3,
                 bars_of_a_feed: 500,
                 patience,
@@ -211,6 +211,7 @@ first bar       of each pair in a new session, with all that it has to look up; 
 changed bar     async; UPDATE of a close, DELETE and INSERT where 630 bars come after it
 COPY            of bars of one pair; switched off: live, with SET bqx.live = off. × floor: the time beside that without
                 triggers, in the same round. refresh: of the pair, afterwards
+refresh         of all pairs, where bars are but noted; at last of one pair, with 1,440 bars noted one by one
 feeds           an INSERT and its commit for each bar, async; on the same pair, each has every second minute";
 
 impl Results {
