@@ -56,13 +56,20 @@ $$;
 CREATE FUNCTION bqx._table_identity(rel regclass) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    leaf regclass;
+    storage oid;
+    one_identity text;
+    identity text := '';
 BEGIN
-    RETURN (SELECT CASE WHEN count(*) = count(t.oid)
-                   THEN string_agg(format('%s.%s.%s.%s', l.oid, l.relfilenode, t.oid, t.xmin), ' ' ORDER BY l.oid) END
-              FROM pg_class AS l
-              LEFT JOIN pg_trigger AS t ON t.tgrelid = l.oid AND t.tgname = 'bqx_note_change' AND t.tgenabled = 'A'
-             WHERE l.oid IN (SELECT rel::oid UNION SELECT p.relid::oid FROM pg_partition_tree(rel) AS p)
-               AND l.relkind = 'r');
+    FOREACH leaf IN ARRAY CASE WHEN (SELECT c.relkind = 'r' FROM pg_class AS c WHERE c.oid = rel) THEN ARRAY[rel]
+                               ELSE bqx._leaves(rel) END LOOP
+        storage := (SELECT c.relfilenode FROM pg_class AS c WHERE c.oid = leaf);
+        one_identity := (SELECT format('%s.%s.%s.%s', leaf::oid, storage, t.oid, t.xmin) FROM pg_trigger AS t
+                          WHERE t.tgrelid = leaf AND t.tgname = 'bqx_note_change' AND t.tgenabled = 'A');
+        identity := identity || one_identity || ' ';  -- NULL, once one is
+    END LOOP;
+    RETURN rtrim(identity);
 END
 $$;
 
@@ -82,26 +89,33 @@ BEGIN
 END
 $$;
 
--- What a month's bars are kept in: the identities of all parts that hold some of it. NULL: not every change is noted.
-CREATE FUNCTION bqx._followed_as(m1 regclass, month date) RETURNS text
+-- How many bars a pair's rows look back at.
+CREATE FUNCTION bqx._longest_lookback(pair text) RETURNS int
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (SELECT max(own.lookback) FROM unnest(bqx._families_of(pair)) AS f,
+                   LATERAL bqx._own_columns(f, bqx._derived_table(f, pair)) AS own);
+END
+$$;
+
+-- What the bars are kept in that a month's rows are computed from, of this month and those before that they look back at: the
+-- identities of all parts that hold some. NULL: not every change is noted.
+CREATE FUNCTION bqx._followed_as(pair text, month date) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    starts_at timestamptz := bqx._month_start(month);
-    ends_at timestamptz := bqx._month_start(bqx._next_month(month));
-    usual regclass;
+    m1 regclass := bqx._m1_table(pair);
+    since timestamptz;
 BEGIN
-    IF bqx._is_partitioned_by(m1, 'time') AND NOT bqx._has_default_partition(m1) THEN
-        usual := bqx._partition_of_month(m1, month);
-        IF usual IS NULL THEN
-            RETURN 'no partition';
-        ELSIF EXISTS (SELECT FROM bqx._partitions(m1, usual) AS p WHERE p.from_ts <= starts_at AND p.to_ts >= ends_at) THEN
-            RETURN bqx._table_identity(usual);
-        END IF;
+    IF NOT bqx._is_partitioned_by(m1, 'time') OR bqx._has_default_partition(m1) THEN
+        RETURN bqx._table_identity(m1);
     END IF;
+    since := (bqx._lookback_starts(m1, ARRAY[bqx._month_start(month)], bqx._longest_lookback(pair)))[1];
     RETURN (SELECT CASE WHEN count(*) = 0 THEN 'no partition'
                         WHEN count(*) = count(p.identity) THEN string_agg(p.identity, ' ' ORDER BY p.from_ts) END
-              FROM bqx._m1_parts(m1) AS p WHERE p.from_ts < ends_at AND p.to_ts > starts_at);
+              FROM (SELECT p.from_ts, bqx._table_identity(p.partition) AS identity FROM bqx._partitions(m1) AS p
+                     WHERE p.from_ts < bqx._month_start(bqx._next_month(month)) AND p.to_ts > since) AS p);
 END
 $$;
 

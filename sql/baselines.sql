@@ -1,6 +1,6 @@
 -- Stage 1.5.1: the close that stands for 100.
 
--- The first bar at or after an instant. As _m1_span, it gives the partitions' locks back.
+-- The first bar at or after an instant. As _has_a_row, it gives the partitions' locks back.
 CREATE FUNCTION bqx._first_bar_from(m1 regclass, instant timestamp with time zone,
     OUT bar_time timestamp with time zone, OUT bar_close double precision)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp

@@ -90,20 +90,45 @@ AS $$
                 THEN format('(%s AT TIME ZONE ''UTC'')', instant) ELSE instant END
 $$;
 
--- First and last bar of a table; NULLs where it is empty. It reads all partitions, and gives their locks back: those of
--- many pairs and years, in one transaction, would not fit into the lock table (max_locks_per_transaction).
+-- The time of the newest bar of a table, or of the oldest; NULL where it has none. Its partitions are asked one by one, from that
+-- end: a query over all of them takes long to plan, and its locks for many pairs and years, in one transaction, would not fit into
+-- the lock table (max_locks_per_transaction).
+CREATE FUNCTION bqx._end_bar(m1 regclass, newest boolean) RETURNS timestamp with time zone
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    query text := format('SELECT %s FROM %s WHERE time >= %s AND time <= %s ORDER BY time %s LIMIT 1', bqx._as_instant(m1, 'time'), m1,
+                         bqx._as_key(m1, 'time', '$1'), bqx._as_key(m1, 'time', '$2'), CASE WHEN newest THEN 'DESC' ELSE 'ASC' END);
+    part record;
+    found_bar timestamptz;
+BEGIN
+    IF bqx._is_partitioned_by(m1, 'time') AND NOT bqx._has_default_partition(m1) THEN
+        FOR part IN
+            SELECT p.from_ts, p.to_ts FROM bqx._partitions(m1) AS p
+             WHERE bqx._has_storage(p.partition)
+             ORDER BY CASE WHEN newest THEN p.to_ts END DESC, p.from_ts
+        LOOP
+            EXECUTE query INTO found_bar USING part.from_ts, part.to_ts;
+            EXIT WHEN found_bar IS NOT NULL;
+        END LOOP;
+        RETURN found_bar;
+    END IF;
+    BEGIN
+        EXECUTE query INTO found_bar USING timestamptz '-infinity', timestamptz 'infinity';
+        RAISE SQLSTATE 'BQX00';  -- undoes nothing but the locks
+    EXCEPTION
+        WHEN SQLSTATE 'BQX00' THEN RETURN found_bar;
+    END;
+END
+$$;
+
+-- First and last bar of a table; NULLs where it is empty.
 CREATE FUNCTION bqx._m1_span(m1 regclass, OUT first_bar timestamp with time zone, OUT last_bar timestamp with time zone)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    BEGIN
-        EXECUTE format('SELECT (SELECT %1$s FROM (SELECT min(time) AS time FROM %2$s) AS first), '
-                       '(SELECT %1$s FROM (SELECT max(time) AS time FROM %2$s) AS last)', bqx._as_instant(m1, 'time'), m1)
-           INTO first_bar, last_bar;
-        RAISE SQLSTATE 'BQX00';  -- undoes nothing but the locks
-    EXCEPTION
-        WHEN SQLSTATE 'BQX00' THEN NULL;
-    END;
+    first_bar := bqx._end_bar(m1, false);
+    last_bar := bqx._end_bar(m1, true);
     IF NOT isfinite(first_bar) OR NOT isfinite(last_bar) THEN
         RAISE EXCEPTION USING
             ERRCODE = 'numeric_value_out_of_range',
@@ -113,7 +138,7 @@ BEGIN
 END
 $$;
 
--- Whether a table (with a WHERE clause after it, or none) has a row. As _m1_span, it gives the partitions' locks back.
+-- Whether a table (with a WHERE clause after it, or none) has a row. It gives the partitions' locks back.
 CREATE FUNCTION bqx._has_a_row(from_clause text) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -144,7 +169,7 @@ BEGIN
          WHERE c.relkind IN ('r', 'p')  -- no view: reading it would run its owner's functions
          ORDER BY 1
     LOOP
-        IF bqx._has_a_row(format('bqx.%I', 'm1_' || candidate)) THEN
+        IF bqx._end_bar(to_regclass(format('bqx.%I', 'm1_' || candidate)), true) IS NOT NULL THEN
             found_pairs := found_pairs || candidate;
         END IF;
     END LOOP;

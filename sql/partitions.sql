@@ -44,6 +44,17 @@ CREATE FUNCTION bqx._has_default_partition(rel regclass) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$ SELECT EXISTS (SELECT FROM pg_partitioned_table AS p WHERE p.partrelid = rel AND p.partdefid <> 0) $$;
 
+-- Whether a table has storage for rows, in any of its partitions.
+CREATE FUNCTION bqx._has_storage(rel regclass) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN pg_relation_size(rel) > 0 OR (SELECT c.relkind <> 'r' FROM pg_class AS c WHERE c.oid = rel)
+       AND EXISTS (SELECT FROM pg_partition_tree(rel) AS t WHERE t.isleaf AND (pg_relation_size(t.relid) > 0
+                     OR (SELECT c.relkind = 'f' FROM pg_class AS c WHERE c.oid = t.relid)));
+END
+$$;
+
 -- The partition that holds (a part of) the month; NULL where none does.
 CREATE FUNCTION bqx._partition_of_month(parent regclass, month date) RETURNS regclass
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp

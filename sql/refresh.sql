@@ -32,49 +32,28 @@ AS $$
                   WHERE to_regclass(format('bqx.%I', bqx._derived_name(f, pair))) IS NOT NULL)
 $$;
 
--- The noted changes of a pair, with the months of the rows that they affect. `by_month`: better computed by the month.
-CREATE FUNCTION bqx._changes_to_follow(pair text)
-RETURNS TABLE (change_id bigint, from_ts timestamp with time zone, to_ts timestamp with time zone, removed boolean,
-               noted_at timestamp with time zone, months date[], by_month boolean)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    m1 regclass := bqx._m1_table(pair);
-    span record := bqx._m1_span(m1);
-    lookback int := (SELECT max(own.lookback) FROM unnest(bqx._families_of(pair)) AS f,
-                            LATERAL bqx._own_columns(f, bqx._derived_table(f, pair)) AS own);
-    tables_follow boolean := (SELECT bool_and(bqx._why_not_followed(bqx._derived_table(f, pair)) IS NULL)
-                                FROM unnest(bqx._families_of(pair)) AS f);
-BEGIN
-    FOR change_id, from_ts, to_ts, removed, noted_at IN SELECT n.* FROM bqx._noted_changes(pair) AS n LOOP
-        by_month := NOT tables_follow OR to_ts - from_ts > bqx._longest_followed();
-        -- infinite ends: a table was emptied
-        months := ARRAY(SELECT bqx._months(
-            bqx._month_of(greatest(from_ts, least(span.first_bar, to_ts), '1900-01-01 00:00+00')),
-            bqx._month_of(bqx._last_affected(
-                m1, least(to_ts, greatest(span.last_bar, from_ts), '2999-12-31 00:00+00'), lookback))));
-        RETURN NEXT;
-    END LOOP;
-END
-$$;
-
 -- Months of a pair's derived tables that have to be read to know whether they are as they should be, and why.
 CREATE FUNCTION bqx._months_to_check(pair text, families text[])
 RETURNS TABLE (family text, month date, reason text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(pair);
+    known_months date[] := bqx._months_to_fill(families, pair, NULL, NULL);
+    month_starts timestamptz[] := ARRAY(SELECT bqx._month_start(m) FROM unnest(known_months) WITH ORDINALITY AS k (m, i) ORDER BY i);
 BEGIN
     RETURN QUERY
     WITH parts AS MATERIALIZED (
-        SELECT p.* FROM bqx._m1_parts(bqx._m1_table(pair)) AS p
+        SELECT p.* FROM bqx._m1_parts(m1) AS p
     ), kept AS MATERIALIZED (
-        SELECT d.m AS month, bqx._month_start(d.m) AS starts_at, bqx._month_start(bqx._next_month(d.m)) AS ends_at
-          FROM unnest(bqx._months_to_fill(families, pair, NULL, NULL)) AS d (m)
-    ), followed AS MATERIALIZED (
+        SELECT k.month, k.starts_at, bqx._month_start(bqx._next_month(k.month)) AS ends_at, k.since
+          FROM unnest(known_months, month_starts, bqx._lookback_starts(m1, month_starts, bqx._longest_lookback(pair)))
+               AS k (month, starts_at, since)
+    ), followed AS MATERIALIZED (  -- as _followed_as
         SELECT k.month, k.starts_at, k.ends_at,
                CASE WHEN count(p.from_ts) = 0 THEN 'no partition'
                     WHEN count(p.from_ts) = count(p.identity) THEN string_agg(p.identity, ' ' ORDER BY p.from_ts) END AS kept_in
-          FROM kept AS k LEFT JOIN parts AS p ON p.from_ts < k.ends_at AND p.to_ts > k.starts_at
+          FROM kept AS k LEFT JOIN parts AS p ON p.from_ts < k.ends_at AND p.to_ts > k.since
          GROUP BY k.month, k.starts_at, k.ends_at
     ), recorded AS MATERIALIZED (
         SELECT r.* FROM bqx._recorded_states(pair) AS r
@@ -102,11 +81,9 @@ BEGIN
     IF bqx._is_partitioned_by(derived, 'ts_utc') AND NOT bqx._has_default_partition(derived) THEN
         RETURN QUERY
         SELECT p.from_ts, p.to_ts FROM bqx._partitions(derived) AS p
-         WHERE EXISTS (SELECT FROM unnest(bqx._leaves(p.partition)) AS l WHERE pg_relation_size(l) > 0);
-    ELSE
-        RETURN QUERY
-        SELECT '-infinity'::timestamptz, 'infinity'::timestamptz
-         WHERE EXISTS (SELECT FROM unnest(bqx._leaves(derived)) AS l WHERE pg_relation_size(l) > 0);
+         WHERE bqx._has_storage(p.partition);
+    ELSIF bqx._has_storage(derived) THEN
+        RETURN QUERY SELECT '-infinity'::timestamptz, 'infinity'::timestamptz;
     END IF;
 END
 $$;
@@ -117,21 +94,56 @@ CREATE FUNCTION bqx._missing_tail(pair text, families text[], OUT from_ts timest
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    m1 regclass := bqx._m1_table(pair);
+    newest timestamptz := (bqx._m1_span(bqx._m1_table(pair))).last_bar;
     one_family text;
     derived regclass;
+    is_there boolean;
     last_row timestamptz;
 BEGIN
-    to_ts := (bqx._m1_span(m1)).last_bar;
     FOREACH one_family IN ARRAY families LOOP
         derived := bqx._derived_table(one_family, pair);
-        EXECUTE format('SELECT (SELECT %s FROM (SELECT max(ts_utc) AS ts_utc FROM %s) AS last)', bqx._as_instant(derived, 'ts_utc'), derived)
-           INTO last_row;
-        from_ts := least(from_ts, last_row);
+        EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE ts_utc = %s)', derived, bqx._as_key(derived, 'ts_utc', '$1'))
+           INTO is_there USING newest;
+        IF newest IS NOT NULL AND NOT is_there THEN
+            EXECUTE format('SELECT (SELECT %s FROM (SELECT max(ts_utc) AS ts_utc FROM %s) AS last)',
+                           bqx._as_instant(derived, 'ts_utc'), derived)
+               INTO last_row;
+            from_ts := least(from_ts, coalesce(last_row, '-infinity'));
+            to_ts := newest;
+        END IF;
     END LOOP;
-    IF from_ts >= to_ts THEN
-        from_ts := NULL;
-    END IF;
+END
+$$;
+
+-- The noted changes of a pair, and the tail that is missing (without a change_id), with the months of the rows that they
+-- affect. `by_month`: better computed by the month.
+CREATE FUNCTION bqx._changes_to_follow(pair text, families text[])
+RETURNS TABLE (change_id bigint, from_ts timestamp with time zone, to_ts timestamp with time zone, removed boolean,
+               months date[], by_month boolean)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(pair);
+    known_months date[];
+    lookback int;
+    tables_follow boolean;
+    last_affected timestamptz;
+BEGIN
+    FOR change_id, from_ts, to_ts, removed IN
+        SELECT n.change_id, n.from_ts, n.to_ts, n.removed FROM bqx._noted_changes(pair) AS n
+        UNION ALL SELECT NULL, t.from_ts, t.to_ts, false FROM bqx._missing_tail(pair, families) AS t WHERE t.to_ts IS NOT NULL
+    LOOP
+        IF known_months IS NULL THEN
+            known_months := bqx._months_to_fill(families, pair, NULL, NULL);
+            lookback := bqx._longest_lookback(pair);
+            tables_follow := (SELECT bool_and(bqx._why_not_followed(bqx._derived_table(f, pair)) IS NULL) FROM unnest(families) AS f);
+        END IF;
+        last_affected := bqx._last_affected(m1, to_ts, lookback);
+        months := ARRAY(SELECT m FROM unnest(known_months) AS m
+                         WHERE bqx._month_start(bqx._next_month(m)) > from_ts AND bqx._month_start(m) <= last_affected);
+        by_month := NOT tables_follow OR NOT isfinite(from_ts) OR NOT isfinite(to_ts) OR to_ts - from_ts > bqx._longest_followed();
+        RETURN NEXT;
+    END LOOP;
 END
 $$;
 
@@ -142,7 +154,6 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     families text[];
-    tail record;
 BEGIN
     FOREACH pair IN ARRAY bqx._pairs_to_refresh(pairs) LOOP
         families := bqx._families_of(pair);
@@ -152,13 +163,9 @@ BEGIN
           FROM bqx._months_to_check(pair, families) AS c
          WHERE NOT (c.reason = 'changes are not known' AND bqx._month_is_current(c.family, stale.pair, c.month));
         RETURN QUERY
-        SELECT stale.pair, f, m, c.from_ts, c.to_ts, CASE WHEN c.removed THEN 'bars were removed' ELSE 'bars came or changed' END
-          FROM bqx._changes_to_follow(pair) AS c, unnest(families) AS f, unnest(c.months) AS m;
-        tail := bqx._missing_tail(pair, families);
-        IF tail.from_ts IS NOT NULL THEN
-            RETURN QUERY
-            SELECT stale.pair, f, bqx._month_of(tail.from_ts), tail.from_ts, tail.to_ts, 'rows are missing' FROM unnest(families) AS f;
-        END IF;
+        SELECT stale.pair, f, m, c.from_ts, c.to_ts, CASE WHEN c.change_id IS NULL THEN 'rows are missing'
+                                                          WHEN c.removed THEN 'bars were removed' ELSE 'bars came or changed' END
+          FROM bqx._changes_to_follow(pair, families) AS c, unnest(families) AS f, unnest(c.months) AS m;
     END LOOP;
 END
 $$;
@@ -192,7 +199,8 @@ AS $$
        AND EXISTS (SELECT FROM bqx._uncovered_parts(t.rel, months))
 $$;
 
--- The partitions of the coming months, of M1 too, as far as the caller owns the tables; returns how many it made.
+-- The partitions of the coming months, of M1 too, as far as the caller owns the tables; returns how many it made. What is in
+-- the way of one (a partition that was detached, for instance) keeps nobody from what there is to compute.
 CREATE FUNCTION bqx._ensure_coming_months(pair text) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -201,19 +209,27 @@ DECLARE
     coming date[] := ARRAY(SELECT bqx._months(newest, bqx._months_after(newest, greatest(bqx._months_ahead(), 1))));
     lacking record;
     made int := 0;
+    message text;
+    hint text;
 BEGIN
     IF NOT EXISTS (SELECT FROM bqx._tables_that_lack(pair, coming)) THEN
         RETURN 0;
     END IF;
     PERFORM bqx._await_makers_of_partitions(pair);
     FOR lacking IN SELECT * FROM bqx._tables_that_lack(pair, coming) LOOP
-        made := made + bqx._ensure_partitions(lacking.rel, lacking.key_column, coming);
+        BEGIN
+            made := made + bqx._ensure_partitions(lacking.rel, lacking.key_column, coming);
+        EXCEPTION
+            WHEN duplicate_table THEN
+                GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, hint = PG_EXCEPTION_HINT;
+                RAISE WARNING USING MESSAGE = message, HINT = hint;
+        END;
     END LOOP;
     RETURN made;
 END
 $$;
 
--- What refresh found to do for a pair: months for jobs, and changes that it has followed or leaves to them.
+-- What refresh found to do for a pair: changes that it has followed; months for jobs, and changes that those answer.
 CREATE TYPE bqx._refreshed AS (
     rows_followed bigint, changes_followed bigint, months date[], families text[], change_ids bigint[]);
 
@@ -224,32 +240,39 @@ AS $$
 DECLARE
     families text[] := bqx._families_of(pair);
     done bqx._refreshed := ROW(0, 0, '{}', '{}', '{}');
-    months_of_jobs date[];
-    changes record;
-    tail record;
+    checked record;
+    change record;
+    followed bigint[] := '{}';
+    froms timestamptz[] := '{}';
+    tos timestamptz[] := '{}';
+    removals boolean[] := '{}';
 BEGIN
     PERFORM bqx._await_followers(pair, false);  -- what is asked from here on is later
-    SELECT coalesce(array_agg(c.month ORDER BY c.month, c.family), '{}'), coalesce(array_agg(c.family ORDER BY c.month, c.family), '{}')
-      INTO done.months, done.families
-      FROM (SELECT c.family, c.month FROM bqx._months_to_check(pair, families) AS c
-            UNION SELECT f, m FROM bqx._changes_to_follow(pair) AS c, unnest(c.months) AS m, unnest(families) AS f
-                   WHERE c.by_month) AS c;
-    -- What is in those months is left to their jobs.
-    SELECT array_agg(c.change_id) AS change_ids, array_agg(c.from_ts) AS from_ts, array_agg(c.to_ts) AS to_ts,
-           array_agg(c.removed) AS removed, coalesce(count(c.change_id), 0) AS change_count
-      INTO changes
-      FROM bqx._changes_to_follow(pair) AS c WHERE NOT c.by_month AND NOT c.months && done.months;
-    done.change_ids := ARRAY(SELECT c.change_id FROM bqx._changes_to_follow(pair) AS c WHERE c.by_month OR c.months <@ done.months);
-    tail := bqx._missing_tail(pair, families);
-    IF tail.from_ts IS NOT NULL AND bqx._month_of(tail.to_ts) <> ALL (done.months) THEN
-        changes.from_ts := changes.from_ts || tail.from_ts;
-        changes.to_ts := changes.to_ts || tail.to_ts;
-        changes.removed := changes.removed || true;
-    END IF;
-    IF changes.from_ts IS NOT NULL THEN
-        done.rows_followed := bqx._follow_changes(pair, changes.from_ts, changes.to_ts, changes.removed);
-        done.changes_followed := changes.change_count;
-        PERFORM bqx._forget_changes(coalesce(changes.change_ids, '{}'));
+    FOR checked IN
+        SELECT c.family, c.month FROM bqx._months_to_check(pair, families) AS c
+        UNION SELECT f, m FROM bqx._changes_to_follow(pair, families) AS c, unnest(c.months) AS m, unnest(families) AS f
+               WHERE c.by_month
+         ORDER BY month, family
+    LOOP
+        done.months := done.months || checked.month;
+        done.families := done.families || checked.family;
+    END LOOP;
+    FOR change IN SELECT c.* FROM bqx._changes_to_follow(pair, families) AS c LOOP
+        IF change.by_month OR change.months <> '{}' AND NOT EXISTS (
+               SELECT FROM unnest(change.months) AS m, unnest(families) AS f
+                WHERE (m, f) NOT IN (SELECT j.m, j.f FROM unnest(done.months, done.families) AS j (m, f))) THEN
+            done.change_ids := done.change_ids || change.change_id;  -- its months are read anyway
+        ELSE
+            followed := followed || change.change_id;
+            froms := froms || change.from_ts;
+            tos := tos || change.to_ts;
+            removals := removals || change.removed;
+        END IF;
+    END LOOP;
+    IF froms <> '{}' THEN
+        done.rows_followed := bqx._follow_changes(pair, froms, tos, removals);
+        done.changes_followed := cardinality(froms);
+        PERFORM bqx._forget_changes(followed);
     END IF;
     RETURN done;
 END

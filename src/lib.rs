@@ -132,7 +132,13 @@ extension_sql_file!("../sql/backfill.sql", name = "backfill", requires = ["metri
 extension_sql_file!(
     "../sql/follow.sql",
     name = "follow",
-    requires = ["backfill", live::_rows_to_store, live::_follow_changes, live::_months_ahead]
+    requires = [
+        "backfill",
+        live::_rows_to_store,
+        live::_follow_changes,
+        live::_lookback_starts,
+        live::_months_ahead
+    ]
 );
 extension_sql_file!("../sql/refresh.sql", name = "refresh", requires = ["follow"]);
 extension_sql_file!("../sql/live.sql", name = "live", requires = ["refresh"]);

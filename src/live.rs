@@ -19,7 +19,7 @@ use pgrx::datum::{Date, TimestampWithTimeZone};
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::prelude::*;
 use pgrx::spi::{OwnedPreparedStatement, SpiClient};
-use pgrx::{IntoDatum, direct_function_call_as_datum};
+use pgrx::{FromDatum, IntoDatum, direct_function_call_as_datum};
 
 use crate::bar_changes::Noted;
 use crate::bar_scan::IndexedBars;
@@ -78,7 +78,7 @@ pub fn is_on() -> bool {
 pub fn table_named(name: &str) -> pg_sys::Oid {
     let Ok(name) = CString::new(name) else { return pg_sys::Oid::INVALID };
     // Safety: lookups in the catalogs, with C strings that outlive them.
-    unsafe { pg_sys::get_relname_relid(name.as_ptr(), pg_sys::get_namespace_oid(c"bqx".as_ptr(), false)) }
+    unsafe { pg_sys::get_relname_relid(name.as_ptr(), pg_sys::get_namespace_oid(c"bqx".as_ptr(), true)) }
 }
 
 /// Whether a table is this one, or a partition of it on any level.
@@ -190,6 +190,35 @@ fn _follow_changes(
     follow(pair, changes.as_slice())
 }
 
+/// For each instant, the time of the first of so many bars before it; -infinity where there are fewer.
+#[pg_extern(sql = "
+CREATE FUNCTION bqx._lookback_starts(m1 regclass, instants timestamp with time zone[], lookback int)
+RETURNS timestamp with time zone[] LANGUAGE c STABLE STRICT SET search_path = pg_catalog, pg_temp
+AS '@MODULE_PATHNAME@', '@FUNCTION_NAME@';
+")]
+fn _lookback_starts(
+    m1: pg_sys::Oid,
+    instants: Vec<TimestampWithTimeZone>,
+    lookback: i32,
+) -> Vec<TimestampWithTimeZone> {
+    check_may_read(m1);
+    let indexed = if is_kept_by_time(m1) { IndexedBars::of(m1) } else { None };
+    let instants = instants.into_iter().map(i64::from);
+    let starts = series::lookback_starts(m1, indexed.as_ref(), instants, lookback.max(0) as usize);
+    let as_timestamp = |start: i64| {
+        // Safety: a timestamptz datum is this integer.
+        unsafe { TimestampWithTimeZone::from_datum(pg_sys::Datum::from(start), false) }
+            .expect("it is not NULL")
+    };
+    starts.into_iter().map(as_timestamp).collect()
+}
+
+/// Whether an M1 table is partitioned by its time, if at all.
+fn is_kept_by_time(m1: pg_sys::Oid) -> bool {
+    let found = Spi::get_one_with_args::<bool>("SELECT bqx._is_kept_by_time($1)", &[m1.into()]);
+    found.unwrap_or_else(|e| error!("{e}")).unwrap_or(false)
+}
+
 /// What of a pair must be known to store rows. Kept for the session.
 struct PairTables {
     pair: String,
@@ -252,12 +281,11 @@ impl PairTables {
     }
 
     fn load(pair: &str, m1: pg_sys::Oid) -> PairTables {
-        let is_kept_by_time = Spi::get_one_with_args::<bool>("SELECT bqx._is_kept_by_time($1)", &[m1.into()]);
         let derived = Spi::connect(|client| DerivedTable::load_all(client, pair));
         PairTables {
             pair: pair.to_owned(),
             m1,
-            is_kept_by_time: is_kept_by_time.unwrap_or_else(|e| error!("{e}")).unwrap_or(false),
+            is_kept_by_time: is_kept_by_time(m1),
             lookback: derived.iter().map(|table| lookback(&table.columns)).max().unwrap_or(0),
             derived,
         }
@@ -289,28 +317,30 @@ impl DerivedTable {
 
     /// Stores the rows of a piece where they differ from those that are there.
     fn store(&self, pair: &str, piece: &Rc<Series>) {
-        let rows = piece.rows();
-        self.ensure_partitions(pair, piece.times[rows.start], piece.times[rows.end - 1]);
+        self.ensure_partitions(pair, &piece.times[piece.rows()]);
         let _offer = RowsToStore { piece: piece.clone(), columns: self.columns.clone() }.offer();
         Spi::connect_mut(|client| {
             client.update(&self.upsert, None, &[]).map(|_| ()).unwrap_or_else(|e| error!("{e}"));
         });
     }
 
-    /// Makes the partitions that rows of a stretch of time need, where they are missing.
-    fn ensure_partitions(&self, pair: &str, from: i64, to: i64) {
-        let (Some(first), Some(last)) = (Month::from_pg_micros(from), Month::from_pg_micros(to)) else {
-            return;
-        };
-        for month in first.through(last) {
-            let instant = from.max(month.start_pg_micros());
-            if !has_room_for(self.oid, instant) {
+    /// Makes the partitions that rows of these times need, where they are missing.
+    fn ensure_partitions(&self, pair: &str, times: &[i64]) {
+        for (month, times) in months_of(times) {
+            // both ends: partitions need not be of months
+            if !times.first().into_iter().chain(times.last()).all(|&time| has_room_for(self.oid, time)) {
                 let query = "SELECT bqx._make_followed_partition($1, $2, $3)";
                 let arguments = [self.family.name().into(), pair.into(), date(month).into()];
                 Spi::run_with_args(query, &arguments).unwrap_or_else(|e| error!("{e}"));
             }
         }
     }
+}
+
+/// Ascending times by their months; those that are in no month (infinite ones) are left out.
+fn months_of(times: &[i64]) -> impl Iterator<Item = (Month, &[i64])> {
+    let same_month = |a: &i64, b: &i64| Month::from_pg_micros(*a) == Month::from_pg_micros(*b);
+    times.chunk_by(same_month).filter_map(|times| Some((Month::from_pg_micros(times[0])?, times)))
 }
 
 /// The first day of a month, as SQL has it.
@@ -414,11 +444,9 @@ impl Stored {
         self.rows += times.len() as i64;
         self.first = self.first.or(times.first().copied());
         self.last = times.last().copied();
-        let (Some(first), Some(last)) = (times.first(), times.last()) else { return };
-        if let (Some(first), Some(last)) = (Month::from_pg_micros(*first), Month::from_pg_micros(*last)) {
-            let known = self.months.last().copied(); // pieces come in order
-            self.months.extend(first.through(last).filter(|&month| known.is_none_or(|known| month > known)));
-        }
+        let known = self.months.last().copied(); // pieces come in order
+        let new = months_of(times).map(|(month, _)| month).filter(|&month| Some(month) > known);
+        self.months.extend(new);
     }
 }
 
@@ -525,6 +553,9 @@ fn notify(pair: &str, changes: &[ChangedRange], stored: &Stored) {
 /// Writes changes down for `bqx.refresh`. Whoever may write bars need not be able to write there.
 fn write_down(pair: &str, changes: &[ChangedRange]) {
     let table = table_named("bar_changes");
+    if table == pg_sys::Oid::INVALID {
+        return; // the extension was dropped in this transaction
+    }
     // Safety: the relation is closed again; its owner is one of a catalog's columns.
     let owner = unsafe {
         let relation = pg_sys::table_open(table, pg_sys::AccessShareLock as i32);

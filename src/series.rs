@@ -25,8 +25,9 @@ const LOOKBACK_SPANS: [i64; 2] = [7, 60];
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 
-/// `MIN_TIMESTAMP`, `DT_NOBEGIN` (-infinity) and `DT_NOEND` (infinity), macros that the bindings leave out.
+/// `MIN_TIMESTAMP`, `END_TIMESTAMP`, `DT_NOBEGIN` (-infinity) and `DT_NOEND` (infinity), macros that the bindings leave out.
 const FIRST_INSTANT: i64 = -211_813_488_000_000_000;
+const END_OF_INSTANTS: i64 = 9_223_371_331_200_000_000;
 pub const MINUS_INFINITY: i64 = i64::MIN;
 pub const INFINITY: i64 = i64::MAX;
 
@@ -93,6 +94,24 @@ pub fn for_each_affected_piece(
             break;
         }
     }
+}
+
+/// For each instant, the time of the first of so many bars before it; -infinity where there are fewer.
+pub fn lookback_starts(
+    m1: pg_sys::Oid,
+    indexed: Option<&IndexedBars>,
+    instants: impl Iterator<Item = i64>,
+    lookback: usize,
+) -> Vec<i64> {
+    let reader = BarReader { m1, indexed };
+    let start = |instant| {
+        let bars = reader.newest_first(instant, lookback).unwrap_or_else(|_| {
+            let range = ChangedRange { from: instant, to: instant, removed: false };
+            reader.refuse_without_memory(range)
+        });
+        bars.last().filter(|_| bars.len() == lookback).map_or(MINUS_INFINITY, |bar| bar.time)
+    };
+    instants.map(start).collect()
 }
 
 /// Reads some bars at a time: by an index where that can be, or else by queries.
@@ -484,15 +503,16 @@ pub fn instant(pg_micros: i64) -> DatumWithOid<'static> {
     unsafe { DatumWithOid::new(pg_sys::Datum::from(pg_micros), pg_sys::TIMESTAMPTZOID) }
 }
 
-/// The instant so many days earlier, -infinity where there is none.
+/// The instant so many days earlier: a time that PostgreSQL has, before infinity too; -infinity where there is none.
 fn days_before(pg_micros: i64, days: i64) -> i64 {
-    let earlier = pg_micros.saturating_sub(days * MICROS_PER_DAY);
+    let earlier = pg_micros.saturating_sub(days * MICROS_PER_DAY).min(END_OF_INSTANTS - 1);
     if earlier < FIRST_INSTANT { MINUS_INFINITY } else { earlier }
 }
 
-/// The instant so many days later, infinity where there is none.
+/// The instant so many days later: a time that PostgreSQL has, after -infinity too; infinity where there is none.
 fn days_after(pg_micros: i64, days: i64) -> i64 {
-    pg_micros.saturating_add(days * MICROS_PER_DAY)
+    let later = pg_micros.saturating_add(days * MICROS_PER_DAY).max(FIRST_INSTANT);
+    if later >= END_OF_INSTANTS { INFINITY } else { later }
 }
 
 /// An instant as messages show it, in UTC.

@@ -44,8 +44,7 @@ impl<'a> Market<'a> {
     pub fn simulate(cluster: &'a Cluster, pairs: usize, months: u32) -> Result<Self> {
         let mut client = observer(cluster)?;
         client.batch_execute("CREATE EXTENSION bqx")?;
-        let known = client.query("SELECT pair FROM bqx.pairs ORDER BY pair LIMIT $1", &[&(pairs as i64)])?;
-        let pairs: Vec<String> = known.iter().map(|row| row.get(0)).collect();
+        let pairs = first_pairs(&mut client, pairs)?;
         simulate_months(&mut client, &pairs, 0..months)?;
         client.batch_execute(&format!("CALL bqx.set_baselines('{FIRST_MONTH} 00:00+00')"))?;
         client.batch_execute("CALL bqx.index_m1()")?;
@@ -125,9 +124,19 @@ impl<'a> Market<'a> {
     }
 }
 
+/// So many of the pairs that the extension comes with.
+pub fn first_pairs(client: &mut Client, count: usize) -> Result<Vec<String>> {
+    let known = client.query("SELECT pair FROM bqx.pairs ORDER BY pair LIMIT $1", &[&(count as i64)])?;
+    Ok(known.iter().map(|row| row.get(0)).collect())
+}
+
+/// A month as an expression of SQL, counted from [`FIRST_MONTH`].
+pub fn month(number: u32) -> String {
+    format!("('{FIRST_MONTH}'::date + interval '{number} months')::date")
+}
+
 /// Simulates months, counted from [`FIRST_MONTH`].
 pub fn simulate_months(client: &mut Client, pairs: &[String], months: Range<u32>) -> Result<()> {
-    let month = |number: u32| format!("('{FIRST_MONTH}'::date + interval '{number} months')::date");
     let (from, to) = (month(months.start), month(months.end - 1));
     client.execute(&format!("CALL bqx.simulate_m1($1, {from}, {to})"), &[&pairs])?;
     Ok(())

@@ -5,6 +5,7 @@ mod aggregates;
 mod backfill;
 mod cpu;
 mod growth;
+mod live;
 mod market;
 mod report;
 mod rounds;
@@ -58,6 +59,13 @@ enum Benchmark {
     /// Then workers' memory, and with --whole a year of 28 pairs at once, and its verification. Prints tables; the same
     /// figures go to target/bench/growth.json.
     Growth(growth::GrowthArgs),
+    /// What a bar costs that comes, or is corrected, where derived rows follow at once
+    ///
+    /// Builds the extension optimised, installs it, and feeds bars in a private throw-away cluster, over a connection as a
+    /// feed has one: into M1 without triggers of ours, with those of index_m1, and live, beside a month of history and
+    /// beside a year in tables of seven years. One bar at a time, corrections, COPY, refresh, and two feeds at once. Prints
+    /// tables; the same figures go to target/bench/live.json.
+    Live(live::LiveArgs),
 }
 
 pub fn command(shell: &Shell, pg_config: Option<&Path>, args: &BenchArgs) -> Result<ExitCode> {
@@ -71,5 +79,6 @@ pub fn command(shell: &Shell, pg_config: Option<&Path>, args: &BenchArgs) -> Res
         Some(Benchmark::Workers(args)) => workers::command(shell, pg_config, args),
         Some(Benchmark::Stages(args)) => stages::command(shell, pg_config, args),
         Some(Benchmark::Growth(args)) => growth::command(shell, pg_config, args),
+        Some(Benchmark::Live(args)) => live::command(shell, pg_config, args),
     }
 }

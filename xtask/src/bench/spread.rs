@@ -39,9 +39,45 @@ impl Spread {
     }
 }
 
+/// What most of many measurements stay below.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Quantiles {
+    pub measurements: usize,
+    pub median: f64,
+    pub p90: f64,
+    pub p99: f64,
+    pub max: f64,
+}
+
+impl Quantiles {
+    pub fn of(mut measured: Vec<f64>) -> Quantiles {
+        measured.sort_by(f64::total_cmp);
+        // The least that so many of a hundred do not exceed.
+        let percentile = |p: usize| measured[(measured.len() * p).div_ceil(100).max(1) - 1];
+        Quantiles {
+            measurements: measured.len(),
+            median: percentile(50),
+            p90: percentile(90),
+            p99: percentile(99),
+            max: percentile(100),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn so_many_of_a_hundred_do_not_exceed_a_percentile() {
+        let hundred = Quantiles::of((1..=100).rev().map(f64::from).collect());
+        let expected = Quantiles { measurements: 100, median: 50.0, p90: 90.0, p99: 99.0, max: 100.0 };
+        assert_eq!(hundred, expected);
+        let one = Quantiles::of(vec![7.0]);
+        assert_eq!(one, Quantiles { measurements: 1, median: 7.0, p90: 7.0, p99: 7.0, max: 7.0 });
+        let few = Quantiles::of(vec![3.0, 1.0, 2.0]);
+        assert_eq!((few.median, few.p90), (2.0, 3.0));
+    }
 
     #[test]
     fn the_median_is_the_middle_one_or_between_the_two_middle_ones() {

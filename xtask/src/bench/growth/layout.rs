@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use pgcluster::Cluster;
 use postgres::Client;
 
-use crate::bench::market::{FIRST_MONTH, Market};
+use crate::bench::market::{FIRST_MONTH, Market, first_pairs, month};
 use crate::bench::server::{DATABASE, session};
 
 /// First and last month where there are many partitions, and how many that are.
@@ -43,7 +43,7 @@ impl<'a> Layout<'a> {
     /// A call that fills these months of the pairs with bars, without the word CALL.
     pub fn backfill_call(&self, months: u32) -> String {
         let pairs = self.pairs.join(",");
-        let to_month = format!("('{FIRST_MONTH}'::date + interval '{} months')::date", months - 1);
+        let to_month = month(months - 1);
         format!("bqx.backfill(pairs => '{{{pairs}}}', to_month => {to_month}, workers => {})", super::WORKERS)
     }
 
@@ -90,13 +90,7 @@ impl<'a> Layout<'a> {
 /// Makes the tables of so many pairs, or adds the partitions that they lack.
 pub fn make_many_partitions(client: &mut Client, pairs: usize) -> Result<()> {
     let (from, to, _) = MANY;
-    let pairs = client
-        .query_one(
-            "SELECT array_agg(pair) FROM (SELECT pair FROM bqx.pairs ORDER BY pair LIMIT $1) AS p",
-            &[&(pairs as i64)],
-        )?
-        .get::<_, Vec<String>>(0)
-        .join(",");
+    let pairs = first_pairs(client, pairs)?.join(",");
     for stage in ["create_m1", "create_tables"] {
         let call =
             format!("CALL bqx.{stage}(pairs => '{{{pairs}}}', from_month => '{from}', to_month => '{to}')");

@@ -1,6 +1,6 @@
 //! `cargo xtask bench growth`: whether a backfill's cost grows with what it fills alone.
 
-mod layout;
+pub mod layout;
 mod rounds;
 mod whole;
 

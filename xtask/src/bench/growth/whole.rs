@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::layout::make_many_partitions;
 use super::{MONTHS, WORKERS};
-use crate::bench::market::{FIRST_MONTH, simulate_months};
+use crate::bench::market::{FIRST_MONTH, first_pairs, simulate_months};
 use crate::bench::report::{self, Table};
 use crate::bench::server::in_new_database;
 
@@ -39,11 +39,7 @@ pub fn measure(cluster: &Cluster) -> Result<Figures> {
             let start = Instant::now();
             work().map(|()| start.elapsed().as_secs_f64())
         };
-        let pairs: Vec<String> = client
-            .query("SELECT pair FROM bqx.pairs ORDER BY pair", &[])?
-            .iter()
-            .map(|row| row.get(0))
-            .collect();
+        let pairs = first_pairs(client, PAIRS)?;
         ensure!(pairs.len() == PAIRS, "there are {} pairs", pairs.len());
         let create_seconds = seconds(&mut || make_many_partitions(client, PAIRS))?;
         let simulate_seconds = seconds(&mut || simulate_months(client, &pairs, 0..MONTHS))?;

@@ -5,7 +5,7 @@ use pgcluster::Cluster;
 use postgres::Client;
 
 use super::clock::{Amount, Clock, Stage};
-use crate::bench::market::FIRST_MONTH;
+use crate::bench::market::{FIRST_MONTH, first_pairs};
 use crate::bench::server::in_new_database;
 
 /// First and last month of each table, and how many that are.
@@ -16,11 +16,8 @@ pub const MONTHS: u64 = 84;
 /// The stages for so many pairs, in a new database.
 pub fn measure_round(cluster: &Cluster, clock: &mut Clock, pairs: usize) -> Result<()> {
     in_new_database(cluster, |client| {
-        let pairs = client.query_one(
-            "SELECT array_agg(pair) FROM (SELECT pair FROM bqx.pairs ORDER BY pair LIMIT $1) AS p",
-            &[&(pairs as i64)],
-        )?;
-        measure(client, clock, &pairs.get::<_, Vec<String>>(0))
+        let pairs = first_pairs(client, pairs)?;
+        measure(client, clock, &pairs)
     })
 }
 

@@ -7,7 +7,7 @@ use pgcluster::Cluster;
 use postgres::Client;
 
 use super::clock::{Amount, Clock, Stage};
-use crate::bench::market::{FIRST_MONTH, simulate_months};
+use crate::bench::market::{FIRST_MONTH, first_pairs, simulate_months};
 use crate::bench::server::{in_new_database, observer};
 
 /// Files of simulated bars on the server, one for each pair.
@@ -21,8 +21,7 @@ impl BarFiles {
     pub fn export(cluster: &Cluster, pairs: usize, months: u32) -> Result<Self> {
         let mut client = observer(cluster)?;
         client.batch_execute("CREATE EXTENSION bqx")?;
-        let known = client.query("SELECT pair FROM bqx.pairs ORDER BY pair LIMIT $1", &[&(pairs as i64)])?;
-        let pairs: Vec<String> = known.iter().map(|row| row.get(0)).collect();
+        let pairs = first_pairs(&mut client, pairs)?;
         simulate_months(&mut client, &pairs, 0..months)?;
         let (mut files, mut bars) = (Vec::new(), 0);
         for pair in pairs {
