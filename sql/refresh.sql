@@ -229,9 +229,38 @@ BEGIN
 END
 $$;
 
--- What refresh found to do for a pair: changes that it has followed; months for jobs, and changes that those answer.
+-- What refresh found to do for a pair: changes that it has followed; months for jobs, and changes that those answer. Or what
+-- kept it from following one.
 CREATE TYPE bqx._refreshed AS (
-    rows_followed bigint, changes_followed bigint, months date[], families text[], change_ids bigint[]);
+    rows_followed bigint, changes_followed bigint, months date[], families text[], change_ids bigint[],
+    error text, error_code text, error_hint text);
+
+-- Follows changes each on its own, and says which could not be followed.
+CREATE FUNCTION bqx._follow_one_by_one(
+    pair text, change_ids bigint[], froms timestamp with time zone[], tos timestamp with time zone[], removals boolean[],
+    done bqx._refreshed) RETURNS bqx._refreshed
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    message text;
+    detail text;
+BEGIN
+    FOR i IN 1..cardinality(froms) LOOP
+        BEGIN
+            done.rows_followed := done.rows_followed + bqx._follow_changes(pair, froms[i:i], tos[i:i], removals[i:i]);
+            PERFORM bqx._forget_changes(change_ids[i:i]);
+            done.changes_followed := done.changes_followed + 1;
+        EXCEPTION
+            WHEN OTHERS THEN
+                GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL;
+                GET STACKED DIAGNOSTICS done.error_code = RETURNED_SQLSTATE, done.error_hint = PG_EXCEPTION_HINT;
+                done.error := pair || ': ' || message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END;
+                done.error_hint := coalesce(nullif(done.error_hint, ''), bqx._hint_for(done.error_code));
+        END;
+    END LOOP;
+    RETURN done;
+END
+$$;
 
 -- Follows the changes of a pair that are few, and says what is left for jobs.
 CREATE FUNCTION bqx._refresh_pair(pair text) RETURNS bqx._refreshed
@@ -239,7 +268,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     families text[] := bqx._families_of(pair);
-    done bqx._refreshed := ROW(0, 0, '{}', '{}', '{}');
+    done bqx._refreshed := ROW(0, 0, '{}', '{}', '{}', NULL, NULL, NULL);
     checked record;
     change record;
     followed bigint[] := '{}';
@@ -270,11 +299,56 @@ BEGIN
         END IF;
     END LOOP;
     IF froms <> '{}' THEN
-        done.rows_followed := bqx._follow_changes(pair, froms, tos, removals);
-        done.changes_followed := cardinality(froms);
-        PERFORM bqx._forget_changes(followed);
+        BEGIN
+            done.rows_followed := bqx._follow_changes(pair, froms, tos, removals);
+            done.changes_followed := cardinality(froms);
+            PERFORM bqx._forget_changes(followed);
+        EXCEPTION
+            WHEN OTHERS THEN  -- one by one: a bad bar of the past is no reason to do without the newest
+                done := bqx._follow_one_by_one(pair, followed, froms, tos, removals, done);
+        END;
     END IF;
     RETURN done;
+END
+$$;
+
+-- What refresh says of a pair.
+CREATE FUNCTION bqx._tell_refreshed(pair text, refreshed bqx._refreshed, partitions_made int) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    months_to_read bigint := (SELECT count(DISTINCT m) FROM unnest(refreshed.months) AS m);
+BEGIN
+    IF refreshed.error IS NOT NULL THEN
+        RAISE WARNING USING MESSAGE = refreshed.error, HINT = coalesce(refreshed.error_hint, '');
+    END IF;
+    RAISE NOTICE '%: %', pair, concat_ws(', ',
+        CASE WHEN refreshed.changes_followed > 0
+             THEN format('%s rows computed for %s changes', refreshed.rows_followed, refreshed.changes_followed) END,
+        CASE WHEN months_to_read > 0 THEN format('%s months to read', months_to_read) END,
+        CASE WHEN partitions_made > 0 THEN format('%s partition(s) made', partitions_made) END,
+        CASE WHEN refreshed.error IS NOT NULL THEN 'not all of it'
+             WHEN refreshed.changes_followed = 0 AND months_to_read = 0 THEN 'up to date' END);
+END
+$$;
+
+-- Ends refresh with an error if pairs failed. One kind of trouble keeps its own code and hint.
+CREATE FUNCTION bqx._report_refresh(failures bqx._refreshed[], pairs int) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    common record;
+BEGIN
+    IF cardinality(failures) > 0 THEN
+        SELECT CASE WHEN count(DISTINCT f.error_code) = 1 THEN min(f.error_code) ELSE 'P0001' END AS code,
+               string_agg(DISTINCT f.error_hint, ' ') AS hint, string_agg(f.error, E'\n') AS detail
+          INTO common FROM unnest(failures) AS f;
+        RAISE EXCEPTION USING
+            ERRCODE = common.code,
+            MESSAGE = format('%s of %s pairs could not be refreshed completely', cardinality(failures), pairs),
+            DETAIL = common.detail,
+            HINT = concat_ws(' ', common.hint, 'CALL bqx.refresh();  again, when that is mended.');
+    END IF;
 END
 $$;
 
@@ -304,6 +378,7 @@ DECLARE
     run pg_catalog.int8;
     units pg_catalog.int8 := 0;
     answered pg_catalog.int8[] := '{}';
+    failures bqx._refreshed[] := '{}';
 BEGIN
     PERFORM bqx._require_top_level('refresh'::pg_catalog.text);
     COMMIT;
@@ -325,6 +400,9 @@ BEGIN
             SET LOCAL search_path TO pg_catalog, pg_temp;
         END IF;
         refreshed := bqx._refresh_pair(chosen_pair);
+        IF refreshed.error IS NOT NULL THEN
+            failures := failures || refreshed;
+        END IF;
         IF refreshed.months <> '{}' THEN
             run := bqx._plan_refresh(run, chosen, chosen_pair, refreshed);
             units := units + (SELECT count(DISTINCT m) FROM unnest(refreshed.months) AS m);
@@ -333,13 +411,7 @@ BEGIN
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;
-        RAISE NOTICE '%: %', chosen_pair, concat_ws(', ',
-            CASE WHEN refreshed.rows_followed > 0 OR refreshed.changes_followed > 0
-                 THEN format('%s rows computed for %s changes', refreshed.rows_followed, refreshed.changes_followed) END,
-            CASE WHEN refreshed.months <> '{}'
-                 THEN format('%s months to read', (SELECT count(DISTINCT m) FROM unnest(refreshed.months) AS m)) END,
-            CASE WHEN made > 0 THEN format('%s partition(s) made', made) END,
-            CASE WHEN refreshed.rows_followed = 0 AND refreshed.changes_followed = 0 AND refreshed.months = '{}' THEN 'up to date' END);
+        PERFORM bqx._tell_refreshed(chosen_pair, refreshed, made);
     END LOOP;
     IF run IS NOT NULL THEN
         PERFORM bqx._enter_run(run);
@@ -353,6 +425,7 @@ BEGIN
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;
     END IF;
+    PERFORM bqx._report_refresh(failures, cardinality(chosen));
 END
 $$;
 COMMENT ON PROCEDURE bqx.refresh(text[]) IS
