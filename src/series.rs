@@ -25,8 +25,9 @@ const LOOKBACK_SPANS: [i64; 2] = [7, 60];
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 
-/// `MIN_TIMESTAMP`, `DT_NOBEGIN` (-infinity) and `DT_NOEND` (infinity), macros that the bindings leave out.
+/// `MIN_TIMESTAMP`, `END_TIMESTAMP`, `DT_NOBEGIN` (-infinity) and `DT_NOEND` (infinity), macros that the bindings leave out.
 const FIRST_INSTANT: i64 = -211_813_488_000_000_000;
+const END_OF_INSTANTS: i64 = 9_223_371_331_200_000_000;
 pub const MINUS_INFINITY: i64 = i64::MIN;
 pub const INFINITY: i64 = i64::MAX;
 
@@ -490,9 +491,10 @@ fn days_before(pg_micros: i64, days: i64) -> i64 {
     if earlier < FIRST_INSTANT { MINUS_INFINITY } else { earlier }
 }
 
-/// The instant so many days later, infinity where there is none.
+/// The instant so many days later: a time that PostgreSQL has, after -infinity too; infinity where there is none.
 fn days_after(pg_micros: i64, days: i64) -> i64 {
-    pg_micros.saturating_add(days * MICROS_PER_DAY)
+    let later = pg_micros.saturating_add(days * MICROS_PER_DAY).max(FIRST_INSTANT);
+    if later >= END_OF_INSTANTS { INFINITY } else { later }
 }
 
 /// An instant as messages show it, in UTC.
