@@ -56,7 +56,7 @@ BEGIN
     PERFORM bqx._show_claim(run_id, worker, pair, to_char(month, 'YYYY-MM'), families, job_ids);
     BEGIN
         PERFORM bqx._lock_tables(pair, families);
-        followed_as := bqx._followed_as(bqx._m1_table(pair), month);  -- before the bars are read
+        followed_as := bqx._followed_as(pair, month);  -- before the bars are read
         FOREACH one_family IN ARRAY families LOOP
             IF NOT bqx._run_force(run_id) AND bqx._month_is_current(one_family, pair, month) THEN
                 PERFORM bqx._finish_job(run_id, one_family, pair, month, 'done', worker, started,

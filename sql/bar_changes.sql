@@ -89,26 +89,58 @@ BEGIN
 END
 $$;
 
--- What a month's bars are kept in: the identities of all parts that hold some of it. NULL: not every change is noted.
-CREATE FUNCTION bqx._followed_as(m1 regclass, month date) RETURNS text
+-- The time of the first bar that a row at this instant looks back at; -infinity where fewer bars precede it. It reads
+-- partitions, and gives their locks back: see _has_a_row.
+CREATE FUNCTION bqx._lookback_start(m1 regclass, instant timestamp with time zone, lookback int) RETURNS timestamp with time zone
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    starts_at timestamptz := bqx._month_start(month);
-    ends_at timestamptz := bqx._month_start(bqx._next_month(month));
-    usual regclass;
+    since timestamptz;
+    found_bar timestamptz;
 BEGIN
-    IF bqx._is_partitioned_by(m1, 'time') AND NOT bqx._has_default_partition(m1) THEN
-        usual := bqx._partition_of_month(m1, month);
-        IF usual IS NULL THEN
-            RETURN 'no partition';
-        ELSIF EXISTS (SELECT FROM bqx._partitions(m1, usual) AS p WHERE p.from_ts <= starts_at AND p.to_ts >= ends_at) THEN
-            RETURN bqx._table_identity(usual);
-        END IF;
+    BEGIN
+        -- a bound on time keeps the query off older partitions
+        FOREACH since IN ARRAY ARRAY[instant - '60 days'::interval, '-infinity'] LOOP
+            EXECUTE format('SELECT %s FROM (SELECT time FROM %s WHERE time < %s AND time >= %s ORDER BY time DESC OFFSET $3 LIMIT 1) AS b',
+                           bqx._as_instant(m1, 'time'), m1, bqx._as_key(m1, 'time', '$1'), bqx._as_key(m1, 'time', '$2'))
+               INTO found_bar USING instant, since, greatest(lookback, 1) - 1;
+            EXIT WHEN found_bar IS NOT NULL;
+        END LOOP;
+        RAISE SQLSTATE 'BQX00';
+    EXCEPTION
+        WHEN SQLSTATE 'BQX00' THEN NULL;
+    END;
+    RETURN coalesce(found_bar, '-infinity');
+END
+$$;
+
+-- How many bars a pair's rows look back at.
+CREATE FUNCTION bqx._longest_lookback(pair text) RETURNS int
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (SELECT max(own.lookback) FROM unnest(bqx._families_of(pair)) AS f,
+                   LATERAL bqx._own_columns(f, bqx._derived_table(f, pair)) AS own);
+END
+$$;
+
+-- What the bars are kept in that a month's rows are computed from, of this month and those before that they look back at: the
+-- identities of all parts that hold some. NULL: not every change is noted.
+CREATE FUNCTION bqx._followed_as(pair text, month date) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(pair);
+    since timestamptz;
+BEGIN
+    IF NOT bqx._is_partitioned_by(m1, 'time') OR bqx._has_default_partition(m1) THEN
+        RETURN bqx._table_identity(m1);
     END IF;
+    since := bqx._lookback_start(m1, bqx._month_start(month), bqx._longest_lookback(pair));
     RETURN (SELECT CASE WHEN count(*) = 0 THEN 'no partition'
                         WHEN count(*) = count(p.identity) THEN string_agg(p.identity, ' ' ORDER BY p.from_ts) END
-              FROM bqx._m1_parts(m1) AS p WHERE p.from_ts < ends_at AND p.to_ts > starts_at);
+              FROM (SELECT p.from_ts, bqx._table_identity(p.partition) AS identity FROM bqx._partitions(m1) AS p
+                     WHERE p.from_ts < bqx._month_start(bqx._next_month(month)) AND p.to_ts > since) AS p);
 END
 $$;
 

@@ -37,18 +37,22 @@ CREATE FUNCTION bqx._months_to_check(pair text, families text[])
 RETURNS TABLE (family text, month date, reason text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(pair);
+    lookback int := bqx._longest_lookback(pair);
 BEGIN
     RETURN QUERY
     WITH parts AS MATERIALIZED (
-        SELECT p.* FROM bqx._m1_parts(bqx._m1_table(pair)) AS p
+        SELECT p.* FROM bqx._m1_parts(m1) AS p
     ), kept AS MATERIALIZED (
-        SELECT d.m AS month, bqx._month_start(d.m) AS starts_at, bqx._month_start(bqx._next_month(d.m)) AS ends_at
+        SELECT d.m AS month, bqx._month_start(d.m) AS starts_at, bqx._month_start(bqx._next_month(d.m)) AS ends_at,
+               bqx._lookback_start(m1, bqx._month_start(d.m), lookback) AS since
           FROM unnest(bqx._months_to_fill(families, pair, NULL, NULL)) AS d (m)
-    ), followed AS MATERIALIZED (
+    ), followed AS MATERIALIZED (  -- as _followed_as
         SELECT k.month, k.starts_at, k.ends_at,
                CASE WHEN count(p.from_ts) = 0 THEN 'no partition'
                     WHEN count(p.from_ts) = count(p.identity) THEN string_agg(p.identity, ' ' ORDER BY p.from_ts) END AS kept_in
-          FROM kept AS k LEFT JOIN parts AS p ON p.from_ts < k.ends_at AND p.to_ts > k.starts_at
+          FROM kept AS k LEFT JOIN parts AS p ON p.from_ts < k.ends_at AND p.to_ts > k.since
          GROUP BY k.month, k.starts_at, k.ends_at
     ), recorded AS MATERIALIZED (
         SELECT r.* FROM bqx._recorded_states(pair) AS r
