@@ -187,7 +187,8 @@ BEGIN
 END
 $$;
 
--- The partitions of the coming months, of M1 too, as far as the caller owns the tables; returns how many it made.
+-- The partitions of the coming months, of M1 too, as far as the caller owns the tables; returns how many it made. What is in
+-- the way of one (a partition that was detached, for instance) keeps nobody from what there is to compute.
 CREATE FUNCTION bqx._ensure_coming_months(pair text) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -197,6 +198,8 @@ DECLARE
     coming date[] := ARRAY(SELECT bqx._months(newest, bqx._months_after(newest, greatest(bqx._months_ahead(), 1))));
     grows record;
     made int := 0;
+    message text;
+    hint text;
 BEGIN
     FOR grows IN
         SELECT m1 AS rel, 'time' AS key_column
@@ -204,7 +207,13 @@ BEGIN
     LOOP
         CONTINUE WHEN NOT pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = grows.rel), 'USAGE')
                    OR NOT EXISTS (SELECT FROM bqx._uncovered_parts(grows.rel, coming));
-        made := made + bqx._ensure_partitions(grows.rel, grows.key_column, coming);
+        BEGIN
+            made := made + bqx._ensure_partitions(grows.rel, grows.key_column, coming);
+        EXCEPTION
+            WHEN duplicate_table THEN
+                GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, hint = PG_EXCEPTION_HINT;
+                RAISE WARNING USING MESSAGE = message, HINT = hint;
+        END;
         IF grows.rel = m1 THEN
             PERFORM bqx._keep_triggers_everywhere(m1);
         END IF;
