@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each test program uses its part
 
 pub mod backfilled;
+pub mod followed;
 
 use bqx_tests::{Db, SqlError};
 use postgres::{Client, SimpleQueryMessage};
