@@ -485,9 +485,9 @@ pub fn instant(pg_micros: i64) -> DatumWithOid<'static> {
     unsafe { DatumWithOid::new(pg_sys::Datum::from(pg_micros), pg_sys::TIMESTAMPTZOID) }
 }
 
-/// The instant so many days earlier, -infinity where there is none.
+/// The instant so many days earlier: a time that PostgreSQL has, before infinity too; -infinity where there is none.
 fn days_before(pg_micros: i64, days: i64) -> i64 {
-    let earlier = pg_micros.saturating_sub(days * MICROS_PER_DAY);
+    let earlier = pg_micros.saturating_sub(days * MICROS_PER_DAY).min(END_OF_INSTANTS - 1);
     if earlier < FIRST_INSTANT { MINUS_INFINITY } else { earlier }
 }
 
