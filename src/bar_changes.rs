@@ -122,6 +122,11 @@ fn _follow_live(fcinfo: pg_sys::FunctionCallInfo) -> Internal {
     no_row()
 }
 
+unsafe extern "C-unwind" {
+    /// Whether two values of a type are the same bits, however they are stored. Not in the bindings.
+    fn datum_image_eq(one: pg_sys::Datum, other: pg_sys::Datum, by_value: bool, length: c_int) -> bool;
+}
+
 const INSERTED_ROW: u32 = pg_sys::TRIGGER_EVENT_ROW | pg_sys::TRIGGER_EVENT_INSERT;
 const DELETED_ROW: u32 = pg_sys::TRIGGER_EVENT_ROW | pg_sys::TRIGGER_EVENT_DELETE;
 const UPDATED_ROW: u32 = pg_sys::TRIGGER_EVENT_ROW | pg_sys::TRIGGER_EVENT_UPDATE;
@@ -203,11 +208,16 @@ impl TriggerCall {
     /// The call must be that of an updated row.
     unsafe fn has_same_prices(&self) -> bool {
         [c"rate_index", c"close"].into_iter().all(|name| {
-            // Safety: both rows are of this descriptor, and a double is passed by value.
-            match unsafe { (self.column(self.row, name), self.column(self.new_row, name)) } {
-                (Some((old, pg_sys::FLOAT8OID)), Some((new, _))) => old.value() == new.value(),
-                (None, None) => true,
-                _ => false, // other types are not looked into: a row that did not change comes out the same
+            // Safety: both rows are of this descriptor, and their values of the column's type.
+            unsafe {
+                match (self.column(self.row, name), self.column(self.new_row, name)) {
+                    (Some((old, type_id)), Some((new, _))) => {
+                        let (mut length, mut by_value) = (0, false);
+                        pg_sys::get_typlenbyval(type_id, &raw mut length, &raw mut by_value);
+                        datum_image_eq(old, new, by_value, length.into())
+                    }
+                    (old, new) => old.is_none() && new.is_none(),
+                }
             }
         })
     }
