@@ -288,28 +288,30 @@ impl DerivedTable {
 
     /// Stores the rows of a piece where they differ from those that are there.
     fn store(&self, pair: &str, piece: &Rc<Series>) {
-        let rows = piece.rows();
-        self.ensure_partitions(pair, piece.times[rows.start], piece.times[rows.end - 1]);
+        self.ensure_partitions(pair, &piece.times[piece.rows()]);
         let _offer = RowsToStore { piece: piece.clone(), columns: self.columns.clone() }.offer();
         Spi::connect_mut(|client| {
             client.update(&self.upsert, None, &[]).map(|_| ()).unwrap_or_else(|e| error!("{e}"));
         });
     }
 
-    /// Makes the partitions that rows of a stretch of time need, where they are missing.
-    fn ensure_partitions(&self, pair: &str, from: i64, to: i64) {
-        let (Some(first), Some(last)) = (Month::from_pg_micros(from), Month::from_pg_micros(to)) else {
-            return;
-        };
-        for month in first.through(last) {
-            let instant = from.max(month.start_pg_micros());
-            if !has_room_for(self.oid, instant) {
+    /// Makes the partitions that rows of these times need, where they are missing.
+    fn ensure_partitions(&self, pair: &str, times: &[i64]) {
+        for (month, times) in months_of(times) {
+            // both ends: partitions need not be of months
+            if !times.first().into_iter().chain(times.last()).all(|&time| has_room_for(self.oid, time)) {
                 let query = "SELECT bqx._make_followed_partition($1, $2, $3)";
                 let arguments = [self.family.name().into(), pair.into(), date(month).into()];
                 Spi::run_with_args(query, &arguments).unwrap_or_else(|e| error!("{e}"));
             }
         }
     }
+}
+
+/// Ascending times by their months; those that are in no month (infinite ones) are left out.
+fn months_of(times: &[i64]) -> impl Iterator<Item = (Month, &[i64])> {
+    let same_month = |a: &i64, b: &i64| Month::from_pg_micros(*a) == Month::from_pg_micros(*b);
+    times.chunk_by(same_month).filter_map(|times| Some((Month::from_pg_micros(times[0])?, times)))
 }
 
 /// The first day of a month, as SQL has it.
@@ -413,11 +415,9 @@ impl Stored {
         self.rows += times.len() as i64;
         self.first = self.first.or(times.first().copied());
         self.last = times.last().copied();
-        let (Some(first), Some(last)) = (times.first(), times.last()) else { return };
-        if let (Some(first), Some(last)) = (Month::from_pg_micros(*first), Month::from_pg_micros(*last)) {
-            let known = self.months.last().copied(); // pieces come in order
-            self.months.extend(first.through(last).filter(|&month| known.is_none_or(|known| month > known)));
-        }
+        let known = self.months.last().copied(); // pieces come in order
+        let new = months_of(times).map(|(month, _)| month).filter(|&month| Some(month) > known);
+        self.months.extend(new);
     }
 }
 
