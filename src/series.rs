@@ -218,6 +218,9 @@ impl Fingerprint {
     /// need where there is as much. Just the first piece's counts: the others' are bars of the pieces before.
     pub fn add(&mut self, piece: &Series) {
         let mut rows = piece.rows();
+        if rows.is_empty() {
+            return; // no row looks back
+        }
         let bars = self.bars.get_or_insert_with(|| {
             rows.start = piece.first.saturating_sub(self.lookback);
             self.hasher.write(&(piece.first - rows.start).to_le_bytes());
