@@ -26,7 +26,7 @@ use crate::bar_scan::IndexedBars;
 use crate::computed_rows::{for_each_computed_row, lookback, own_columns, value_columns};
 use crate::errors::Failure;
 use crate::metric_columns::family;
-use crate::rows::{ResultSet, for_each_row};
+use crate::rows::{ResultSet, for_each_row, one_value};
 use crate::series::{self, Fingerprint, Series};
 use crate::time_partitions::TimePartitions;
 
@@ -111,8 +111,7 @@ fn pair_lock(pair: &str) -> i64 {
     let known = LOCK_KEYS.with_borrow(|keys| keys.get(pair).copied());
     known.unwrap_or_else(|| {
         let query = "SELECT bqx._lock_key('pair'::pg_catalog.text, $1)";
-        let key = Spi::get_one_with_args::<i64>(query, &[pair.into()]);
-        let key = key.unwrap_or_else(|e| error!("{e}")).expect("a key");
+        let key = one_value(query, &[pair.into()]).expect("a key");
         LOCK_KEYS.with_borrow_mut(|keys| keys.insert(pair.to_owned(), key));
         key
     })
@@ -230,7 +229,7 @@ fn _end_bar(m1: pg_sys::Oid, newest: bool) -> Option<TimestampWithTimeZone> {
     };
     indexed.as_ref().and_then(end).unwrap_or_else(|| {
         let query = "SELECT bqx._end_bar_by_query($1::oid::pg_catalog.regclass, $2)";
-        Spi::get_one_with_args(query, &[m1.into(), newest.into()]).unwrap_or_else(|e| error!("{e}"))
+        one_value(query, &[m1.into(), newest.into()])
     })
 }
 
@@ -242,8 +241,7 @@ fn timestamp(pg_micros: i64) -> TimestampWithTimeZone {
 
 /// Whether an M1 table is partitioned by its time, if at all.
 fn is_kept_by_time(m1: pg_sys::Oid) -> bool {
-    let found = Spi::get_one_with_args::<bool>("SELECT bqx._is_kept_by_time($1)", &[m1.into()]);
-    found.unwrap_or_else(|e| error!("{e}")).unwrap_or(false)
+    one_value("SELECT bqx._is_kept_by_time($1)", &[m1.into()]).unwrap_or(false)
 }
 
 /// What of a pair must be known to store rows. Kept for the session.
