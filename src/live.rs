@@ -459,8 +459,8 @@ struct Stored {
     rows: i64,
     first: Option<i64>,
     last: Option<i64>,
-    /// Months with rows, ascending.
-    months: Vec<Month>,
+    /// Months with rows, ascending, and how many.
+    months: Vec<(Month, i64)>,
 }
 
 impl Stored {
@@ -469,9 +469,13 @@ impl Stored {
         self.rows += times.len() as i64;
         self.first = self.first.or(times.first().copied());
         self.last = times.last().copied();
-        let known = self.months.last().copied(); // pieces come in order
-        let new = months_of(times).map(|(month, _)| month).filter(|&month| Some(month) > known);
-        self.months.extend(new);
+        for (month, times) in months_of(times) {
+            let rows = times.len() as i64;
+            match self.months.last_mut() {
+                Some((last, known)) if *last == month => *known += rows, // pieces come in order
+                _ => self.months.push((month, rows)),
+            }
+        }
     }
 }
 
@@ -547,17 +551,20 @@ fn remove_rows_without_bars(pair: &str, changes: &[ChangedRange]) {
 /// Notes that months' rows are no longer those of the fingerprints recorded.
 fn note_followed(pair: &str, tables: &[DerivedTable], changes: &[ChangedRange], stored: &Stored) {
     let families: Vec<&str> = tables.iter().map(|table| table.family.name()).collect();
-    let months: Vec<Date> = stored.months.iter().map(|&month| date(month)).collect();
+    let (months, rows): (Vec<Date>, Vec<i64>) =
+        stored.months.iter().map(|&(month, rows)| (date(month), rows)).unzip();
     let removed = || changes.iter().filter(|range| range.removed);
     let month_of = |time: i64| Month::from_pg_micros(time).map(date);
     let first_removed = removed().next().map(|range| month_of(range.from).unwrap_or(date(Month::MIN)));
     let last_removed = removed().next_back().map(|range| month_of(range.to).unwrap_or(date(Month::MAX)));
-    let arguments = [pair.into(), families.into(), months.into(), first_removed.into(), last_removed.into()];
+    let arguments =
+        [pair.into(), families.into(), months.into(), rows.into(), first_removed.into(), last_removed.into()];
     NOTE_FOLLOWED.with(|prepared| {
         let statement = prepared.get_or_init(|| {
-            use pgrx::pg_sys::BuiltinOid::{DATEARRAYOID, DATEOID, TEXTARRAYOID, TEXTOID};
-            let types = [TEXTOID, TEXTARRAYOID, DATEARRAYOID, DATEOID, DATEOID].map(pgrx::PgOid::from);
-            let query = "SELECT bqx._note_followed($1, $2, $3, $4, $5)";
+            use pgrx::pg_sys::BuiltinOid::{DATEARRAYOID, DATEOID, INT8ARRAYOID, TEXTARRAYOID, TEXTOID};
+            let types =
+                [TEXTOID, TEXTARRAYOID, DATEARRAYOID, INT8ARRAYOID, DATEOID, DATEOID].map(pgrx::PgOid::from);
+            let query = "SELECT bqx._note_followed($1, $2, $3, $4, $5, $6)";
             Spi::connect(|client| client.prepare(query, &types).unwrap_or_else(|e| error!("{e}")).keep())
         });
         Spi::connect_mut(|client| {
