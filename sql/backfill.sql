@@ -412,13 +412,13 @@ BEGIN
     chosen_families := bqx._check_families(families);
     PERFORM bqx._check_month_range(from_month, to_month);
     chosen := bqx._pairs_or_all(pairs);
-    run_id := bqx._plan_run(chosen_families, chosen, from_month, to_month, jsonb_build_object(
-        'families', chosen_families, 'pairs', chosen, 'from_month', from_month, 'to_month', to_month,
-        'workers', workers, 'force', coalesce(force, false), 'wait', coalesce(wait, true)));
-    -- All months answer all changes that are noted by now.
+    -- All months answer all changes that are noted by now, before the months are chosen.
     IF from_month IS NULL AND to_month IS NULL AND cardinality(chosen_families) = 2 AND coalesce(wait, true) THEN
         answered := ARRAY(SELECT n.change_id FROM unnest(chosen) AS p, bqx._noted_changes(p) AS n);
     END IF;
+    run_id := bqx._plan_run(chosen_families, chosen, from_month, to_month, jsonb_build_object(
+        'families', chosen_families, 'pairs', chosen, 'from_month', from_month, 'to_month', to_month,
+        'workers', workers, 'force', coalesce(force, false), 'wait', coalesce(wait, true)));
     PERFORM bqx._enter_run(run_id);  -- whoever sees the run sees that it goes on
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;

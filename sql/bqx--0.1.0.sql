@@ -3861,13 +3861,13 @@ BEGIN
     chosen_families := bqx._check_families(families);
     PERFORM bqx._check_month_range(from_month, to_month);
     chosen := bqx._pairs_or_all(pairs);
-    run_id := bqx._plan_run(chosen_families, chosen, from_month, to_month, jsonb_build_object(
-        'families', chosen_families, 'pairs', chosen, 'from_month', from_month, 'to_month', to_month,
-        'workers', workers, 'force', coalesce(force, false), 'wait', coalesce(wait, true)));
-    -- All months answer all changes that are noted by now.
+    -- All months answer all changes that are noted by now, before the months are chosen.
     IF from_month IS NULL AND to_month IS NULL AND cardinality(chosen_families) = 2 AND coalesce(wait, true) THEN
         answered := ARRAY(SELECT n.change_id FROM unnest(chosen) AS p, bqx._noted_changes(p) AS n);
     END IF;
+    run_id := bqx._plan_run(chosen_families, chosen, from_month, to_month, jsonb_build_object(
+        'families', chosen_families, 'pairs', chosen, 'from_month', from_month, 'to_month', to_month,
+        'workers', workers, 'force', coalesce(force, false), 'wait', coalesce(wait, true)));
     PERFORM bqx._enter_run(run_id);  -- whoever sees the run sees that it goes on
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
@@ -4328,6 +4328,7 @@ DECLARE
     done bqx._refreshed := ROW(0, 0, '{}', '{}', '{}', NULL, NULL, NULL);
     checked record;
     change record;
+    is_covered boolean;
     followed bigint[] := '{}';
     froms timestamptz[] := '{}';
     tos timestamptz[] := '{}';
@@ -4344,9 +4345,11 @@ BEGIN
         done.families := done.families || checked.family;
     END LOOP;
     FOR change IN SELECT c.* FROM bqx._changes_to_follow(pair, families) AS c LOOP
-        IF change.by_month OR change.months <> '{}' AND NOT EXISTS (
-               SELECT FROM unnest(change.months) AS m, unnest(families) AS f
-                WHERE (m, f) NOT IN (SELECT j.m, j.f FROM unnest(done.months, done.families) AS j (m, f))) THEN
+        is_covered := NOT EXISTS (
+            SELECT FROM unnest(change.months) AS m, unnest(families) AS f
+             WHERE (m, f) NOT IN (SELECT j.m, j.f FROM unnest(done.months, done.families) AS j (m, f)));
+        CONTINUE WHEN change.by_month AND NOT is_covered;  -- noted since the months were chosen: for the next refresh
+        IF change.by_month OR change.months <> '{}' AND is_covered THEN
             done.change_ids := done.change_ids || change.change_ids;  -- its months are read anyway
         ELSE
             followed := followed || change.change_ids;

@@ -286,6 +286,7 @@ DECLARE
     done bqx._refreshed := ROW(0, 0, '{}', '{}', '{}', NULL, NULL, NULL);
     checked record;
     change record;
+    is_covered boolean;
     followed bigint[] := '{}';
     froms timestamptz[] := '{}';
     tos timestamptz[] := '{}';
@@ -302,9 +303,11 @@ BEGIN
         done.families := done.families || checked.family;
     END LOOP;
     FOR change IN SELECT c.* FROM bqx._changes_to_follow(pair, families) AS c LOOP
-        IF change.by_month OR change.months <> '{}' AND NOT EXISTS (
-               SELECT FROM unnest(change.months) AS m, unnest(families) AS f
-                WHERE (m, f) NOT IN (SELECT j.m, j.f FROM unnest(done.months, done.families) AS j (m, f))) THEN
+        is_covered := NOT EXISTS (
+            SELECT FROM unnest(change.months) AS m, unnest(families) AS f
+             WHERE (m, f) NOT IN (SELECT j.m, j.f FROM unnest(done.months, done.families) AS j (m, f)));
+        CONTINUE WHEN change.by_month AND NOT is_covered;  -- noted since the months were chosen: for the next refresh
+        IF change.by_month OR change.months <> '{}' AND is_covered THEN
             done.change_ids := done.change_ids || change.change_ids;  -- its months are read anyway
         ELSE
             followed := followed || change.change_ids;

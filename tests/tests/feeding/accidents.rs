@@ -101,8 +101,7 @@ impl fmt::Display for Accident {
 }
 
 /// All kinds, over and over, in an order of chance.
-pub fn run(site: &Site, curfew: &Curfew, mut rng: ChaCha8Rng) -> Result<Counts> {
-    let mut counts = Counts::default();
+pub fn run(site: &Site, counts: &Counts, curfew: &Curfew, mut rng: ChaCha8Rng) -> Result<()> {
     loop {
         let mut kinds = Accident::ALL;
         kinds.shuffle(&mut rng);
@@ -110,7 +109,7 @@ pub fn run(site: &Site, curfew: &Curfew, mut rng: ChaCha8Rng) -> Result<Counts> 
             curfew.pause(Duration::from_millis(rng.random_range(500..3_000)));
             let happened = wait_and_happen(accident, site, curfew).with_context(|| accident.to_string())?;
             if curfew.has_come() && !happened {
-                return Ok(counts);
+                return Ok(());
             }
             counts.add(&accident.to_string(), u64::from(happened));
             counts.add(CRASHES, u64::from(happened && accident.crashes_the_server()));

@@ -2,44 +2,40 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::accidents::Accident;
 use super::changes::Kind;
 
+/// Counts of all sessions.
 #[derive(Debug, Default)]
-pub struct Counts {
-    times: BTreeMap<String, u64>,
-    /// The longest that each took.
-    longest: BTreeMap<String, Duration>,
+pub struct Counts(Mutex<BTreeMap<String, Count>>);
+
+#[derive(Debug, Default)]
+struct Count {
+    times: u64,
+    longest: Option<Duration>,
 }
 
 impl Counts {
-    pub fn one(what: &str, times: u64) -> Self {
-        let mut counts = Self::default();
-        counts.add(what, times);
-        counts
+    pub fn add(&self, what: &str, times: u64) {
+        self.lock().entry(what.to_owned()).or_default().times += times;
     }
 
-    pub fn add(&mut self, what: &str, times: u64) {
-        *self.times.entry(what.to_owned()).or_default() += times;
-    }
-
-    pub fn took(&mut self, what: &str, time: Duration) {
-        let longest = self.longest.entry(what.to_owned()).or_default();
-        *longest = time.max(*longest);
-    }
-
-    pub fn add_all(&mut self, others: Counts) {
-        others.times.iter().for_each(|(what, times)| self.add(what, *times));
-        others.longest.iter().for_each(|(what, time)| self.took(what, *time));
+    /// One more, which began then.
+    pub fn add_timed(&self, what: &str, began: Instant) {
+        let mut counts = self.lock();
+        let count = counts.entry(what.to_owned()).or_default();
+        count.times += 1;
+        count.longest = count.longest.max(Some(began.elapsed()));
     }
 
     pub fn of(&self, what: &str) -> u64 {
-        self.times.get(what).copied().unwrap_or(0)
+        self.lock().get(what).map_or(0, |count| count.times)
     }
 
-    /// What has to happen for the soak to mean something, and did not.
+    /// What has to happen for the soak to mean something, and has not yet.
     pub fn idle(&self) -> Vec<String> {
         let kinds = Kind::ALL.iter().map(|kind| kind.to_string());
         let accidents = Accident::ALL.iter().map(|accident| accident.to_string());
@@ -47,17 +43,21 @@ impl Counts {
         let expected = kinds.chain(accidents).chain(others.map(str::to_owned));
         expected.filter(|what| self.of(what) == 0).collect()
     }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Count>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (what, times) in &self.times {
+        for (what, Count { times, longest }) in self.lock().iter() {
             write!(f, "{times:>12} {what}")?;
-            match self.longest.get(what) {
+            match longest {
                 Some(time) => writeln!(f, " (the longest: {:.1} s)", time.as_secs_f64())?,
                 None => writeln!(f)?,
             }
         }
-        write!(f, "result: derived rows are those of the bars, and verify() holds")
+        Ok(())
     }
 }

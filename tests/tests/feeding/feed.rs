@@ -20,8 +20,7 @@ pub const FEED: &str = "feed";
 /// So often, a transaction may be in others' way.
 const TRIALS: usize = 50;
 
-pub fn run(site: &Site, number: u64, curfew: &Curfew, mut rng: ChaCha8Rng) -> Result<Counts> {
-    let mut counts = Counts::default();
+pub fn run(site: &Site, counts: &Counts, number: u64, curfew: &Curfew, mut rng: ChaCha8Rng) -> Result<()> {
     in_sessions(site, &format!("{FEED} {number}"), curfew, |session| {
         session.batch_execute(&format!("SET statement_timeout = '{} s'", PATIENCE.as_secs()))?;
         let transaction = Transaction::random(&mut rng);
@@ -29,7 +28,7 @@ pub fn run(site: &Site, number: u64, curfew: &Curfew, mut rng: ChaCha8Rng) -> Re
             let began = Instant::now();
             let error = match attempt(session, &transaction) {
                 Ok(()) => {
-                    count(&mut counts, &transaction, began);
+                    count(counts, &transaction, began);
                     return Ok(Ok(()));
                 }
                 Err(error) => error,
@@ -49,8 +48,7 @@ pub fn run(site: &Site, number: u64, curfew: &Curfew, mut rng: ChaCha8Rng) -> Re
             }
         }
         Ok(Err(format!("in vain, {TRIALS} times: {transaction:#?}")))
-    })?;
-    Ok(counts)
+    })
 }
 
 fn attempt(session: &mut Client, transaction: &Transaction) -> Result<(), Error> {
@@ -73,14 +71,13 @@ fn attempt(session: &mut Client, transaction: &Transaction) -> Result<(), Error>
     session.batch_execute(&format!("{tag}{}", if transaction.commits { "COMMIT" } else { "ROLLBACK" }))
 }
 
-fn count(counts: &mut Counts, transaction: &Transaction, began: Instant) {
+fn count(counts: &Counts, transaction: &Transaction, began: Instant) {
     let what = match (transaction.commits, &transaction.pairs[..]) {
         (false, _) => "transactions rolled back".to_owned(),
         (true, [pair]) => format!("transactions of {}", pair.name),
         (true, _) => "transactions over several pairs".to_owned(),
     };
-    counts.add(&what, 1);
-    counts.took(&what, began.elapsed());
+    counts.add_timed(&what, began);
     for step in &transaction.steps {
         match step {
             Step::Change { kind, .. } => counts.add(&kind.to_string(), 1),

@@ -27,12 +27,15 @@ pub use counts::Counts;
 
 use self::differences::Columns;
 use crate::common::run_each;
-use crate::soak::Limits;
 use crate::soak::bystanders::{Curfew, caretaker};
 use crate::soak::site::Site;
+use crate::soak::{Limits, PATIENCE};
 
-/// How long, where no time is given.
+/// How long at least, where no time is given.
 const USUAL: Duration = Duration::from_secs(35);
+
+/// How long feeds go on after everybody else.
+const LEFT_TO_THE_LAST_REFRESH: Duration = Duration::from_secs(2);
 
 const FEEDS: u64 = 5;
 const READERS: u64 = 2;
@@ -41,58 +44,61 @@ const REFRESHERS: u64 = 2;
 /// Lets all of them loose until the time is over; an error says what did not hold.
 pub fn soak_feeds(site: &Site, limits: &Limits) -> Result<Counts> {
     run_each(&mut site.db.connect(), &market::prepared());
-    let columns = Columns::new(&site.db);
-    let counts = together(site, &columns, limits)
-        .and_then(|counts| last_checks::check(site, &columns, counts))
-        .with_context(|| format!("BQX_SEED={} repeats what each session does", limits.seed))?;
-    ensure!(counts.idle().is_empty(), "too little happened: {:?}\n{counts}", counts.idle());
+    let (columns, counts) = (Columns::new(&site.db), Counts::default());
+    together(site, &columns, &counts, limits)
+        .and_then(|()| last_checks::check(site, &columns, &counts))
+        .with_context(|| format!("{counts}\nBQX_SEED={} repeats what each session does", limits.seed))?;
+    ensure!(counts.idle().is_empty(), "too little happened, no {}\n{counts}", counts.idle().join(", no "));
     Ok(counts)
 }
 
-/// All sessions at once. The first that finds something wrong ends all.
-fn together(site: &Site, columns: &Columns, limits: &Limits) -> Result<Counts> {
-    let curfew = Curfew::default();
-    let tables = market::tables();
+/// All sessions at once. The first that finds something wrong ends all. Feeds end last, so that something is left to do.
+fn together(site: &Site, columns: &Columns, counts: &Counts, limits: &Limits) -> Result<()> {
+    let (upkeep_ends, feeds_end) = (&Curfew::default(), &Curfew::default());
+    let tables = &market::tables();
+    let mut streams = (1..).map(|stream| limits.random(stream));
+    let mut random = || streams.next().expect("no end of them");
     thread::scope(|scope| {
-        let end = curfew.at_the_end_of();
-        let mut sessions = Vec::new();
-        let mut stream = 0;
-        let mut random = || {
-            stream += 1;
-            limits.random(stream)
-        };
+        let end_of_feeds = feeds_end.at_the_end_of();
+        let end_of_upkeep = upkeep_ends.at_the_end_of();
+        let mut upkeep = Vec::new();
+        for number in 0..REFRESHERS {
+            let rng = random();
+            upkeep.push(scope.spawn(move || upkeep::refresh(site, counts, number, upkeep_ends, rng)));
+        }
+        let rngs = [random(), random(), random(), random()];
+        let [for_backfill, for_operator, for_accidents, for_caretaker] = rngs;
+        upkeep.push(scope.spawn(|| upkeep::backfill(site, counts, upkeep_ends, for_backfill)));
+        upkeep.push(scope.spawn(|| upkeep::operate(site, counts, upkeep_ends, for_operator)));
+        upkeep.push(scope.spawn(|| accidents::run(site, counts, upkeep_ends, for_accidents)));
+        upkeep.push(scope.spawn(|| {
+            let times = caretaker(site, tables, upkeep_ends, for_caretaker)?;
+            counts.add("VACUUMs and checkpoints", times);
+            Ok(())
+        }));
+        let mut feeds = Vec::new();
         for number in 0..FEEDS {
-            let (rng, curfew) = (random(), &curfew);
-            sessions.push(scope.spawn(move || feed::run(site, number, curfew, rng)));
+            let rng = random();
+            feeds.push(scope.spawn(move || feed::run(site, counts, number, feeds_end, rng)));
         }
         for number in 0..READERS {
-            let (rng, curfew) = (random(), &curfew);
-            sessions.push(scope.spawn(move || readers::run(site, columns, number, curfew, rng)));
+            let rng = random();
+            feeds.push(scope.spawn(move || readers::run(site, columns, counts, number, feeds_end, rng)));
         }
-        for number in 0..REFRESHERS {
-            let (rng, curfew) = (random(), &curfew);
-            sessions.push(scope.spawn(move || upkeep::refresh(site, number, curfew, rng)));
-        }
-        let (rng, curfew) = (random(), &curfew);
-        sessions.push(scope.spawn(move || upkeep::backfill(site, curfew, rng)));
-        let rng = random();
-        sessions.push(scope.spawn(move || upkeep::operate(site, curfew, rng)));
-        let rng = random();
-        sessions.push(scope.spawn(move || accidents::run(site, curfew, rng)));
-        let (rng, tables) = (random(), &tables);
-        sessions.push(scope.spawn(move || {
-            caretaker(site, tables, curfew, rng).map(|times| Counts::one("VACUUMs and checkpoints", times))
-        }));
         let began = Instant::now();
-        while began.elapsed() < limits.time.unwrap_or(USUAL) && !sessions.iter().any(|s| s.is_finished()) {
+        let all_go_on = || !upkeep.iter().chain(&feeds).any(|session| session.is_finished());
+        let is_enough = || match limits.time {
+            Some(time) => began.elapsed() >= time,
+            None => began.elapsed() >= USUAL && (counts.idle().is_empty() || began.elapsed() >= PATIENCE),
+        };
+        while !is_enough() && all_go_on() {
             thread::sleep(Duration::from_millis(50));
         }
-        drop(end);
-        let mut counts = Counts::default();
-        let ended: Vec<_> = sessions.into_iter().map(|session| session.join().expect("no panic")).collect();
-        for session in ended {
-            counts.add_all(session?);
-        }
-        Ok(counts)
+        drop(end_of_upkeep);
+        let mut ended: Vec<_> = upkeep.into_iter().map(|session| session.join().expect("no panic")).collect();
+        thread::sleep(LEFT_TO_THE_LAST_REFRESH);
+        drop(end_of_feeds);
+        ended.extend(feeds.into_iter().map(|session| session.join().expect("no panic")));
+        ended.into_iter().collect()
     })
 }

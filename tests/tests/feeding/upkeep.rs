@@ -18,22 +18,25 @@ use crate::soak::site::Site;
 pub const UPKEEP: &str = "upkeep";
 
 /// `CALL bqx.refresh()` every second or so. There are two who do so, as where a cron job takes longer than until the next.
-pub fn refresh(site: &Site, number: u64, curfew: &Curfew, mut rng: ChaCha8Rng) -> Result<Counts> {
-    let mut counts = Counts::default();
+pub fn refresh(
+    site: &Site,
+    counts: &Counts,
+    number: u64,
+    curfew: &Curfew,
+    mut rng: ChaCha8Rng,
+) -> Result<()> {
     in_sessions(site, &format!("{UPKEEP} refresh {number}"), curfew, |session| {
         if !curfew.pause(Duration::from_millis(rng.random_range(300..2_000))) {
             return Ok(Ok(())); // what is left is for the last refresh
         }
-        attempt(session, "CALL bqx.refresh()", "refreshes", &mut counts)
-    })?;
-    Ok(counts)
+        attempt(session, "CALL bqx.refresh()", "refreshes", counts)
+    })
 }
 
 /// `CALL bqx.backfill()` now and then, for all pairs or one, with workers or without.
-pub fn backfill(site: &Site, curfew: &Curfew, mut rng: ChaCha8Rng) -> Result<Counts> {
-    let mut counts = Counts::default();
+pub fn backfill(site: &Site, counts: &Counts, curfew: &Curfew, mut rng: ChaCha8Rng) -> Result<()> {
     in_sessions(site, &format!("{UPKEEP} backfill"), curfew, |session| {
-        if !curfew.pause(Duration::from_millis(rng.random_range(1_000..6_000))) {
+        if !curfew.pause(Duration::from_millis(rng.random_range(500..3_000))) {
             return Ok(Ok(()));
         }
         let pairs = match rng.random_ratio(1, 3) {
@@ -42,14 +45,12 @@ pub fn backfill(site: &Site, curfew: &Curfew, mut rng: ChaCha8Rng) -> Result<Cou
         };
         let (workers, force) = (rng.random_range(0..=2), rng.random_ratio(1, 6));
         let call = format!("CALL bqx.backfill({pairs}workers => {workers}, force => {force})");
-        attempt(session, &call, "backfills", &mut counts)
-    })?;
-    Ok(counts)
+        attempt(session, &call, "backfills", counts)
+    })
 }
 
 /// Enables and disables live mode, empties, drops and attaches partitions.
-pub fn operate(site: &Site, curfew: &Curfew, mut rng: ChaCha8Rng) -> Result<Counts> {
-    let mut counts = Counts::default();
+pub fn operate(site: &Site, counts: &Counts, curfew: &Curfew, mut rng: ChaCha8Rng) -> Result<()> {
     let toggled = PAIRS.iter().find(|pair| pair.live == Live::Sometimes).expect("one").name;
     let noted = PAIRS.iter().find(|pair| pair.live == Live::Never).expect("one").name;
     in_sessions(site, &format!("{UPKEEP} operator"), curfew, |session| {
@@ -60,30 +61,29 @@ pub fn operate(site: &Site, curfew: &Curfew, mut rng: ChaCha8Rng) -> Result<Coun
         match rng.random_range(0..8) {
             0 | 1 => {
                 let call = format!("CALL bqx.enable_live('{{{toggled}}}')");
-                attempt(session, &call, "enabled live mode", &mut counts)
+                attempt(session, &call, "enabled live mode", counts)
             }
             2 | 3 => {
                 let call = format!("CALL bqx.disable_live('{{{toggled}}}')");
-                attempt(session, &call, "disabled live mode", &mut counts)
+                attempt(session, &call, "disabled live mode", counts)
             }
-            4 => attempt(session, "CALL bqx.create_tables()", "calls of create_tables", &mut counts),
+            4 => attempt(session, "CALL bqx.create_tables()", "calls of create_tables", counts),
             5 => {
                 let pair = if rng.random() { toggled } else { noted };
                 let truncate = format!("TRUNCATE bqx.m1_{pair}_{month}");
-                attempt(session, &truncate, "partitions of M1 truncated", &mut counts)
+                attempt(session, &truncate, "partitions of M1 truncated", counts)
             }
             6 => {
                 let change = reattach(session, noted, &month)?;
-                attempt(session, &change, "partitions of M1 detached and attached again", &mut counts)
+                attempt(session, &change, "partitions of M1 detached and attached again", counts)
             }
             _ => {
                 let pair = PAIRS.choose(&mut rng).expect("pairs");
                 let kind = *["m1", "bqx", "reg"].choose(&mut rng).expect("kinds");
-                drop_coming_months(session, pair, kind, &mut counts)
+                drop_coming_months(session, pair, kind, counts)
             }
         }
-    })?;
-    Ok(counts)
+    })
 }
 
 /// Counts a statement, and looks at how it ended: accidents and deadlocks may end it.
@@ -91,12 +91,11 @@ fn attempt(
     session: &mut Client,
     sql: &str,
     what: &str,
-    counts: &mut Counts,
+    counts: &Counts,
 ) -> Result<Result<(), String>, Error> {
     let began = Instant::now();
     let Err(error) = session.batch_execute(sql) else {
-        counts.add(what, 1);
-        counts.took(what, began.elapsed());
+        counts.add_timed(what, began);
         return Ok(Ok(()));
     };
     let Some(said) = error.as_db_error() else { return Err(error) };
@@ -140,7 +139,7 @@ fn drop_coming_months(
     session: &mut Client,
     pair: &Pair,
     kind: &str,
-    counts: &mut Counts,
+    counts: &Counts,
 ) -> Result<Result<(), String>, Error> {
     let table = format!("bqx.{kind}_{}", pair.name);
     let empty = format!(
