@@ -47,7 +47,8 @@ DECLARE
     one_family text;
     todo text[] := '{}';
     written record;
-    followed_as text;
+    m1_identity text;
+    seen pg_snapshot;
     message text;
     detail text;
     hint text;
@@ -56,11 +57,14 @@ BEGIN
     PERFORM bqx._show_claim(run_id, worker, pair, to_char(month, 'YYYY-MM'), families, job_ids);
     BEGIN
         PERFORM bqx._lock_tables(pair, families);
-        followed_as := bqx._followed_as(pair, month);  -- before the bars are read
+        -- before the bars are read
+        m1_identity := (SELECT i.identity FROM bqx._m1_identities(pair, ARRAY[month]) AS i);
+        seen := pg_current_snapshot();
         FOREACH one_family IN ARRAY families LOOP
             IF NOT bqx._run_force(run_id) AND bqx._month_is_current(one_family, pair, month) THEN
                 PERFORM bqx._finish_job(run_id, one_family, pair, month, 'done', worker, started,
-                    r.bars, 0::bigint, 0::bigint, r.input_fingerprint, bqx._followed_by(one_family, pair, followed_as), NULL::text, NULL::text, NULL::text)
+                    r.bars, 0::bigint, 0::bigint, r.input_fingerprint, bqx._followed_as(one_family, pair, month, m1_identity), seen,
+                    NULL::text, NULL::text, NULL::text)
                    FROM bqx._recorded_month(one_family, pair, month) AS r;
             ELSE
                 todo := todo || one_family;
@@ -70,7 +74,7 @@ BEGIN
             FOR written IN SELECT * FROM bqx._write_month(pair, todo, month) LOOP
                 PERFORM bqx._finish_job(run_id, written.family, pair, month, 'done', worker, started,
                     written.bars, written.rows_written, written.rows_removed, written.input_fingerprint,
-                    bqx._followed_by(written.family, pair, followed_as), NULL::text, NULL::text, NULL::text);
+                    bqx._followed_as(written.family, pair, month, m1_identity), seen, NULL::text, NULL::text, NULL::text);
             END LOOP;
         END IF;
         RETURN true;
@@ -85,7 +89,7 @@ BEGIN
                   FROM unnest(families, job_ids) AS j (f, id));
     END IF;
     PERFORM bqx._finish_job(run_id, families[1], pair, month, 'failed', worker, started, NULL::bigint, NULL::bigint,
-        NULL::bigint, NULL::text, NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code,
+        NULL::bigint, NULL::text, NULL::text, NULL::pg_snapshot, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code,
         coalesce(nullif(hint, ''), bqx._hint_for(code)));
     RETURN false;
 END
@@ -209,6 +213,7 @@ BEGIN
     PERFORM bqx._check_ready_for_backfill(p, families) FROM unnest(pairs) AS p;
     new_run := bqx._open_run(arguments);
     FOREACH planned_pair IN ARRAY pairs LOOP
+        PERFORM bqx._forget_answered(planned_pair);  -- by runs that nobody waited for
         PERFORM bqx._add_jobs(new_run, planned_pair, families, bqx._months_to_fill(families, planned_pair, from_month, to_month));
     END LOOP;
     RETURN new_run;
@@ -402,7 +407,6 @@ AS $$
 DECLARE
     chosen_families pg_catalog.text[];
     chosen pg_catalog.text[];
-    answered pg_catalog.int8[];
 BEGIN
     PERFORM bqx._require_top_level('backfill'::pg_catalog.text);
     COMMIT;
@@ -412,10 +416,6 @@ BEGIN
     chosen_families := bqx._check_families(families);
     PERFORM bqx._check_month_range(from_month, to_month);
     chosen := bqx._pairs_or_all(pairs);
-    -- All months answer all changes that are noted by now, before the months are chosen.
-    IF from_month IS NULL AND to_month IS NULL AND cardinality(chosen_families) = 2 AND coalesce(wait, true) THEN
-        answered := ARRAY(SELECT n.change_id FROM unnest(chosen) AS p, bqx._noted_changes(p) AS n);
-    END IF;
     run_id := bqx._plan_run(chosen_families, chosen, from_month, to_month, jsonb_build_object(
         'families', chosen_families, 'pairs', chosen, 'from_month', from_month, 'to_month', to_month,
         'workers', workers, 'force', coalesce(force, false), 'wait', coalesce(wait, true)));
@@ -425,12 +425,10 @@ BEGIN
     SET LOCAL search_path TO pg_catalog, pg_temp;
     CALL bqx._work_off(run_id, workers, coalesce(wait, true));
     SET LOCAL search_path TO pg_catalog, pg_temp;
-    IF answered <> '{}' THEN
-        PERFORM bqx._forget_changes(answered);
-        COMMIT;
-        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-        SET LOCAL search_path TO pg_catalog, pg_temp;
-    END IF;
+    PERFORM bqx._forget_answered(p) FROM unnest(chosen) AS p;
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
 END
 $$;
 COMMENT ON PROCEDURE bqx.backfill(text[], text[], date, date, int, boolean, boolean, bigint) IS

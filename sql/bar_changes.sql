@@ -10,6 +10,7 @@ CREATE TABLE bqx.bar_changes (
     from_ts timestamp with time zone NOT NULL,
     to_ts timestamp with time zone NOT NULL,
     removed boolean NOT NULL,
+    transaction_id xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
     noted_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );
 CREATE INDEX ON bqx.bar_changes (pair);
@@ -21,7 +22,7 @@ SELECT pg_catalog.pg_extension_config_dump(
 -- The noted changes of a pair, for who may read its derived tables.
 CREATE FUNCTION bqx._noted_changes(pair text, caller bigint DEFAULT bqx._caller())
 RETURNS TABLE (change_id bigint, from_ts timestamp with time zone, to_ts timestamp with time zone, removed boolean,
-               noted_at timestamp with time zone)
+               transaction_id xid8)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
@@ -29,65 +30,43 @@ DECLARE
     role_name name := bqx._role_of($2);
 BEGIN
     RETURN QUERY
-    SELECT n.change_id, n.from_ts, n.to_ts, n.removed, n.noted_at FROM bqx.bar_changes AS n
+    SELECT n.change_id, n.from_ts, n.to_ts, n.removed, n.transaction_id FROM bqx.bar_changes AS n
      WHERE n.pair = $1 AND (bqx._may_read_derived(role_name, 'bqx', $1) OR bqx._may_read_derived(role_name, 'reg', $1))
      ORDER BY n.change_id;
 END
 $$;
 
--- Forgets changes whose rows are computed.
-CREATE FUNCTION bqx._forget_changes(change_ids bigint[], caller bigint DEFAULT bqx._caller()) RETURNS void
+-- Forgets changes of a pair whose rows are computed.
+CREATE FUNCTION bqx._forget_changes(pair text, change_ids bigint[], caller bigint DEFAULT bqx._caller()) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    role_name name := bqx._role_of($2);
+    role_name name := bqx._role_of($3);
 BEGIN
-    PERFORM bqx._check_may_write(role_name, bqx._derived_name(f, p.pair))
-       FROM (SELECT DISTINCT n.pair FROM bqx.bar_changes AS n WHERE n.change_id = ANY ($1)) AS p,
-            unnest(ARRAY['bqx', 'reg']) AS f
-      WHERE to_regclass(format('bqx.%I', bqx._derived_name(f, p.pair))) IS NOT NULL;
-    DELETE FROM bqx.bar_changes AS n WHERE n.change_id = ANY ($1);
+    PERFORM bqx._check_may_write(role_name, bqx._derived_name(f, $1)) FROM unnest(bqx._families_of($1)) AS f;
+    DELETE FROM bqx.bar_changes AS n WHERE n.pair = $1 AND n.change_id = ANY ($2);
 END
 $$;
 
 -- What a table's rows are kept in: its storage, and the trigger that notes changes, with the transaction that made or
 -- altered it. Rows that came or went without being noted (TRUNCATE, a partition attached or detached, triggers that
--- were disabled) leave another one behind. NULL: not every change is noted.
-CREATE FUNCTION bqx._table_identity(rel regclass) RETURNS text
+-- were disabled) leave another one behind. NULL where not every change is noted: no such trigger, or one for another pair; rows that
+-- a crash takes (unlogged), that are elsewhere, or in tables that inherit.
+CREATE FUNCTION bqx._table_identity(leaf oid, pair text) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    leaf regclass;
-    storage oid;
-    one_identity text;
-    identity text := '';
 BEGIN
-    FOREACH leaf IN ARRAY CASE WHEN (SELECT c.relkind = 'r' FROM pg_class AS c WHERE c.oid = rel) THEN ARRAY[rel]
-                               ELSE bqx._leaves(rel) END LOOP
-        storage := (SELECT c.relfilenode FROM pg_class AS c WHERE c.oid = leaf);
-        one_identity := (SELECT format('%s.%s.%s.%s', leaf::oid, storage, t.oid, t.xmin) FROM pg_trigger AS t
-                          WHERE t.tgrelid = leaf AND t.tgname = 'bqx_note_change' AND t.tgenabled = 'A');
-        identity := identity || one_identity || ' ';  -- NULL, once one is
-    END LOOP;
-    RETURN rtrim(identity);
+    RETURN (SELECT format('%s.%s.%s.%s', c.oid, c.relfilenode, t.oid, t.xmin)
+              FROM pg_class AS c JOIN pg_trigger AS t ON t.tgrelid = c.oid AND t.tgname = 'bqx_note_change'
+             WHERE c.oid = leaf AND c.relkind = 'r' AND c.relpersistence <> 'u' AND NOT c.relhassubclass
+               AND t.tgenabled = 'A' AND bqx._is_trigger_for(t.tgargs, pair));
 END
 $$;
 
--- The parts that an M1 table's bars are kept in, with their identities: its partitions by month, or else itself.
-CREATE FUNCTION bqx._m1_parts(m1 regclass)
-RETURNS TABLE (from_ts timestamp with time zone, to_ts timestamp with time zone, identity text)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF bqx._is_partitioned_by(m1, 'time') AND NOT bqx._has_default_partition(m1) THEN
-        RETURN QUERY
-        SELECT p.from_ts, p.to_ts, bqx._table_identity(p.partition) FROM bqx._partitions(m1) AS p;
-    ELSE
-        RETURN QUERY
-        SELECT '-infinity'::timestamptz, 'infinity'::timestamptz, bqx._table_identity(m1);
-    END IF;
-END
-$$;
+-- Whether a trigger of ours was made for this pair: a table may have been renamed.
+CREATE FUNCTION bqx._is_trigger_for(arguments bytea, pair text) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+RETURN arguments = (pg_catalog.convert_to(pair, 'UTF8') || pg_catalog.decode('00', 'hex'));
 
 -- How many bars a pair's rows look back at.
 CREATE FUNCTION bqx._longest_lookback(pair text) RETURNS int
@@ -99,32 +78,66 @@ BEGIN
 END
 $$;
 
--- What the bars are kept in that a month's rows are computed from, of this month and those before that they look back at: the
--- identities of all parts that hold some. NULL: not every change is noted.
-CREATE FUNCTION bqx._followed_as(pair text, month date) RETURNS text
+-- The tables that hold a month's rows, or a longer time's; all leaves where partitions don't tell the time.
+CREATE FUNCTION bqx._tables_between(
+    rel regclass, key_column text, from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS oid[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN coalesce(
+        CASE WHEN (SELECT c.relkind <> 'p' FROM pg_class AS c WHERE c.oid = rel) OR bqx._is_partitioned_by(rel, key_column)
+             THEN bqx._parts_between(rel, from_ts, to_ts) END,
+        bqx._leaves(rel)::oid[]);
+END
+$$;
+
+-- What the bars are kept in that months' rows are computed from, of each month and those before that its rows look back at: the
+-- columns, and the identities of all tables that hold some. NULL: not every change is noted.
+CREATE FUNCTION bqx._m1_identities(pair text, months date[]) RETURNS TABLE (month date, identity text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     m1 regclass := bqx._m1_table(pair);
-    since timestamptz;
+    columns text := (SELECT string_agg(format('%s:%s:%s', a.attname, a.attnum, a.atttypid), ' ' ORDER BY a.attname) FROM pg_attribute AS a
+                      WHERE a.attrelid = m1 AND a.attname IN ('time', 'close', 'rate_index') AND NOT a.attisdropped);
+    starts timestamptz[] := bqx._lookback_starts(
+        m1, ARRAY(SELECT bqx._month_start(m) FROM unnest(months) WITH ORDINALITY AS k (m, i) ORDER BY i), bqx._longest_lookback(pair));
 BEGIN
-    IF NOT bqx._is_partitioned_by(m1, 'time') OR bqx._has_default_partition(m1) THEN
-        RETURN bqx._table_identity(m1);
-    END IF;
-    since := (bqx._lookback_starts(m1, ARRAY[bqx._month_start(month)], bqx._longest_lookback(pair)))[1];
-    RETURN (SELECT CASE WHEN count(*) = 0 THEN 'no partition'
-                        WHEN count(*) = count(p.identity) THEN string_agg(p.identity, ' ' ORDER BY p.from_ts) END
-              FROM (SELECT p.from_ts, bqx._table_identity(p.partition) AS identity FROM bqx._partitions(m1) AS p
-                     WHERE p.from_ts < bqx._month_start(bqx._next_month(month)) AND p.to_ts > since) AS p);
+    FOR i IN 1..cardinality(months) LOOP
+        month := months[i];
+        identity := (SELECT CASE WHEN count(*) = count(t.identity)
+                            THEN columns || coalesce(' ' || string_agg(t.identity, ' ' ORDER BY t.oid), '') END
+                       FROM (SELECT leaf, bqx._table_identity(leaf, pair)
+                               FROM unnest(bqx._tables_between(m1, 'time', starts[i], bqx._month_start(bqx._next_month(month)))) AS leaf
+                            ) AS t (oid, identity));
+        RETURN NEXT;
+    END LOOP;
 END
 $$;
 
--- The same for rows of a derived table, which depend on its columns, too.
-CREATE FUNCTION bqx._followed_by(family text, pair text, followed_as text) RETURNS text
+-- What a derived table's rows of each month are kept in, and the table's columns.
+CREATE FUNCTION bqx._derived_identities(family text, pair text, months date[]) RETURNS TABLE (month date, identity text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    derived regclass := bqx._derived_table(family, pair);
+    shape text := md5((bqx._own_columns(family, derived)).shape);
+BEGIN
+    FOREACH month IN ARRAY months LOOP
+        identity := concat_ws(' ', shape, (
+            SELECT string_agg(format('%s.%s', c.oid, c.relfilenode), ' ' ORDER BY c.oid) FROM pg_class AS c
+             WHERE c.oid = ANY (bqx._tables_between(derived, 'ts_utc', bqx._month_start(month), bqx._month_start(bqx._next_month(month))))));
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+
+-- What is recorded of a month as followed_as, given what its bars were kept in before they were read.
+CREATE FUNCTION bqx._followed_as(family text, pair text, month date, m1_identity text) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN followed_as || ' ' || md5((bqx._own_columns(family, bqx._derived_table(family, pair))).shape);
+    RETURN m1_identity || ' / ' || (SELECT d.identity FROM bqx._derived_identities(family, pair, ARRAY[month]) AS d);
 END
 $$;
 
@@ -174,8 +187,14 @@ $$;
 CREATE FUNCTION bqx._note_changes_of(pair text, m1 regclass) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    arguments bytea := (SELECT t.tgargs FROM pg_trigger AS t WHERE t.tgrelid = m1 AND t.tgname = 'bqx_note_change');
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = m1 AND t.tgname = 'bqx_note_change') THEN
+    IF arguments IS NULL OR NOT bqx._is_trigger_for(arguments, pair) THEN
+        IF arguments IS NOT NULL THEN  -- the table had another name
+            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', m1);
+            EXECUTE format('DROP TRIGGER bqx_note_change ON %s', m1);
+        END IF;
         EXECUTE format('CREATE TRIGGER bqx_note_change AFTER INSERT OR UPDATE OR DELETE ON %s '
                        'FOR EACH ROW EXECUTE FUNCTION bqx._note_bar_change(%L)', m1, pair);
     END IF;

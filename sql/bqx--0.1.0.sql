@@ -335,8 +335,8 @@ CREATE INDEX ON bqx.job_ledger (run_id, state) WHERE state IN ('failed', 'cancel
 CREATE INDEX ON bqx.job_ledger (finished_at);
 
 -- What each month of a derived table was computed from. Without a fingerprint, its rows have followed the bars, change by
--- change, since the month was written. `followed_as` is what the month's bars were kept in when all of them were read
--- last (_followed_as): while that is the same, every later change is known.
+-- change, since the month was written. `followed_as` is what the month's bars and rows were kept in when all bars were read
+-- last (_followed_as): while that is the same, every later change is known. `seen` is what could be seen then.
 CREATE TABLE bqx.month_ledger (
     family text NOT NULL,
     pair text NOT NULL,
@@ -344,6 +344,7 @@ CREATE TABLE bqx.month_ledger (
     input_fingerprint text,
     bars bigint NOT NULL,
     followed_as text,
+    seen pg_snapshot,
     run_id bigint,
     computed_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     PRIMARY KEY (family, pair, month)
@@ -512,13 +513,13 @@ $$;
 CREATE FUNCTION bqx._finish_job(
     run_id bigint, family text, pair text, month date, state text, worker int, started_at timestamp with time zone,
     bars bigint, rows_written bigint, rows_removed bigint, input_fingerprint text, followed_as text,
-    error text, error_code text, error_hint text, caller bigint DEFAULT bqx._caller()
+    seen pg_snapshot, error text, error_code text, error_hint text, caller bigint DEFAULT bqx._caller()
 ) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    role_name name := bqx._role_of($16);
+    role_name name := bqx._role_of($17);
 BEGIN
     PERFORM bqx._check_own_run($1, role_name);
     IF $5 = 'done' THEN
@@ -527,7 +528,7 @@ BEGIN
     UPDATE bqx.job_ledger AS j
        SET state = $5, worker = $6, started_at = $7, finished_at = clock_timestamp(),
            bars = $8, rows_written = $9, rows_removed = $10,
-           error = $13, error_code = $14, error_hint = $15
+           error = $14, error_code = $15, error_hint = $16
      WHERE j.run_id = $1 AND j.family = $2 AND j.pair = $3 AND j.month = $4 AND j.state = 'pending';
     IF NOT FOUND THEN
         RAISE EXCEPTION USING
@@ -535,11 +536,11 @@ BEGIN
             MESSAGE = format('run %s has no open job %s %s %s', $1, $2, $3, to_char($4, 'YYYY-MM'));
     END IF;
     IF $5 = 'done' THEN
-        INSERT INTO bqx.month_ledger AS m (family, pair, month, input_fingerprint, bars, followed_as, run_id)
-        VALUES ($2, $3, $4, $11, $8, $12, $1)
+        INSERT INTO bqx.month_ledger AS m (family, pair, month, input_fingerprint, bars, followed_as, seen, run_id)
+        VALUES ($2, $3, $4, $11, $8, $12, $13, $1)
         ON CONFLICT (family, pair, month) DO UPDATE
            SET input_fingerprint = excluded.input_fingerprint, bars = excluded.bars,
-               followed_as = excluded.followed_as, run_id = excluded.run_id,
+               followed_as = excluded.followed_as, seen = excluded.seen, run_id = excluded.run_id,
                computed_at = CASE WHEN m.input_fingerprint = excluded.input_fingerprint
                                   THEN m.computed_at ELSE excluded.computed_at END;
     END IF;
@@ -653,59 +654,57 @@ AS $$
        AND bqx._may_read_derived(bqx._role_of($3)::name, m.family, m.pair)
 $$;
 
--- Whether a month has just so many bars.
-CREATE FUNCTION bqx._has_bars(m1 regclass, month date, expected bigint) RETURNS boolean
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    found_bars bigint;
-BEGIN
-    EXECUTE format('SELECT count(*) FROM (SELECT FROM %s WHERE time >= %s AND time < %s LIMIT $3) AS b', m1,
-                   bqx._as_key(m1, 'time', '$1'), bqx._as_key(m1, 'time', '$2'))
-       INTO found_bars USING bqx._month_start(month), bqx._month_start(bqx._next_month(month)), expected + 1;
-    RETURN found_bars = expected;
-END
-$$;
-
--- Notes that so many rows of these months, and some of the months that lost bars, have followed changes of their bars. In a month
--- that nothing was recorded of, as the coming one is, those may be all there are: then its later changes are known.
+-- Notes that rows of these months, and some of the months that lost bars, have followed changes of their bars. True if nothing
+-- was recorded of one of the months before.
 CREATE FUNCTION bqx._note_followed(
-    pair text, families text[], months date[], rows_followed bigint[], first_removed date, last_removed date,
-    caller bigint DEFAULT bqx._caller())
-RETURNS void
+    pair text, families text[], months date[], first_removed date, last_removed date, caller bigint DEFAULT bqx._caller())
+RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    role_name name := bqx._role_of($7);
+    role_name name := bqx._role_of($6);
+    has_new_months boolean := false;
 BEGIN
     PERFORM bqx._check_may_write(role_name, bqx._derived_name(f, $1)) FROM unnest(families) AS f;
-    -- the usual case, for bars that come one by one: it is noted
-    IF (SELECT count(*) FROM bqx.month_ledger AS m
-         WHERE m.family = ANY ($2) AND m.pair = $1 AND m.month = ANY ($3) AND m.input_fingerprint IS NULL)
-       < cardinality($2) * cardinality($3) THEN
-        INSERT INTO bqx.month_ledger AS m (family, pair, month, bars, followed_as)
-        SELECT f, $1, n.month, 1, CASE
-                   WHEN NOT EXISTS (SELECT FROM bqx.month_ledger AS k WHERE (k.family, k.pair, k.month) = (f, $1, n.month))
-                        AND bqx._has_bars(bqx._m1_table($1), n.month, n.followed)
-                   THEN bqx._followed_by(f, $1, bqx._followed_as($1, n.month)) END
-          FROM unnest($2) AS f, unnest($3, $4) AS n (month, followed)
-            ON CONFLICT (family, pair, month) DO UPDATE SET input_fingerprint = NULL, bars = greatest(m.bars, 1)
-         WHERE m.input_fingerprint IS NOT NULL;
+    -- The usual case, for bars that come one by one: it is noted. With one snapshot throughout that can't be told.
+    IF current_setting('transaction_isolation') <> 'read committed'
+       OR (SELECT count(*) FROM bqx.month_ledger AS m
+            WHERE m.family = ANY ($2) AND m.pair = $1 AND m.month = ANY ($3) AND m.input_fingerprint IS NULL)
+          < cardinality($2) * cardinality($3) THEN
+        WITH noted AS (
+            INSERT INTO bqx.month_ledger AS m (family, pair, month, bars)
+            SELECT f, $1, d, 1 FROM unnest($2) AS f, unnest($3) AS d
+                ON CONFLICT (family, pair, month) DO UPDATE SET input_fingerprint = NULL, bars = greatest(m.bars, 1)
+             RETURNING m.xmax = 0 AS is_new)
+        SELECT coalesce(bool_or(n.is_new), false) INTO has_new_months FROM noted AS n;
     END IF;
-    IF $5 IS NOT NULL THEN
+    IF $4 IS NOT NULL THEN
         UPDATE bqx.month_ledger AS m SET input_fingerprint = NULL
-         WHERE m.family = ANY ($2) AND m.pair = $1 AND m.month BETWEEN $5 AND $6 AND m.input_fingerprint IS NOT NULL;
+         WHERE m.family = ANY ($2) AND m.pair = $1 AND m.month BETWEEN $4 AND $5 AND m.input_fingerprint IS NOT NULL;
     END IF;
+    RETURN has_new_months;
+END
+$$;
+
+-- Records what a month is kept in, where nothing was recorded of it before.
+CREATE FUNCTION bqx._record_followed_as(
+    family text, pair text, month date, followed_as text, caller bigint DEFAULT bqx._caller()) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_may_write(bqx._role_of($5), bqx._derived_name($1, $2));
+    UPDATE bqx.month_ledger AS m SET followed_as = $4
+     WHERE m.family = $1 AND m.pair = $2 AND m.month = $3 AND m.followed_as IS NULL AND m.input_fingerprint IS NULL;
 END
 $$;
 
 -- What is recorded of a pair's months.
 CREATE FUNCTION bqx._recorded_states(pair text, caller bigint DEFAULT bqx._caller())
-RETURNS TABLE (family text, month date, bars bigint, followed_as text)
+RETURNS TABLE (family text, month date, bars bigint, followed_as text, seen pg_snapshot)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT m.family, m.month, m.bars, m.followed_as FROM bqx.month_ledger AS m
+    SELECT m.family, m.month, m.bars, m.followed_as, m.seen FROM bqx.month_ledger AS m
      WHERE m.pair = $1 AND bqx._may_read_derived(bqx._role_of($2)::name, m.family, m.pair)
 $$;
 
@@ -906,6 +905,15 @@ CREATE  FUNCTION "_max_window"() RETURNS INT /* i32 */
 IMMUTABLE STRICT PARALLEL SAFE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', '_max_window_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/live.rs
+-- bqx::live::_merged_gap
+CREATE  FUNCTION "_merged_gap"() RETURNS interval /* pgrx :: datum :: Interval */
+IMMUTABLE STRICT
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_merged_gap_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1747,6 +1755,7 @@ CREATE TABLE bqx.bar_changes (
     from_ts timestamp with time zone NOT NULL,
     to_ts timestamp with time zone NOT NULL,
     removed boolean NOT NULL,
+    transaction_id xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
     noted_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );
 CREATE INDEX ON bqx.bar_changes (pair);
@@ -1758,7 +1767,7 @@ SELECT pg_catalog.pg_extension_config_dump(
 -- The noted changes of a pair, for who may read its derived tables.
 CREATE FUNCTION bqx._noted_changes(pair text, caller bigint DEFAULT bqx._caller())
 RETURNS TABLE (change_id bigint, from_ts timestamp with time zone, to_ts timestamp with time zone, removed boolean,
-               noted_at timestamp with time zone)
+               transaction_id xid8)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
@@ -1766,65 +1775,43 @@ DECLARE
     role_name name := bqx._role_of($2);
 BEGIN
     RETURN QUERY
-    SELECT n.change_id, n.from_ts, n.to_ts, n.removed, n.noted_at FROM bqx.bar_changes AS n
+    SELECT n.change_id, n.from_ts, n.to_ts, n.removed, n.transaction_id FROM bqx.bar_changes AS n
      WHERE n.pair = $1 AND (bqx._may_read_derived(role_name, 'bqx', $1) OR bqx._may_read_derived(role_name, 'reg', $1))
      ORDER BY n.change_id;
 END
 $$;
 
--- Forgets changes whose rows are computed.
-CREATE FUNCTION bqx._forget_changes(change_ids bigint[], caller bigint DEFAULT bqx._caller()) RETURNS void
+-- Forgets changes of a pair whose rows are computed.
+CREATE FUNCTION bqx._forget_changes(pair text, change_ids bigint[], caller bigint DEFAULT bqx._caller()) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    role_name name := bqx._role_of($2);
+    role_name name := bqx._role_of($3);
 BEGIN
-    PERFORM bqx._check_may_write(role_name, bqx._derived_name(f, p.pair))
-       FROM (SELECT DISTINCT n.pair FROM bqx.bar_changes AS n WHERE n.change_id = ANY ($1)) AS p,
-            unnest(ARRAY['bqx', 'reg']) AS f
-      WHERE to_regclass(format('bqx.%I', bqx._derived_name(f, p.pair))) IS NOT NULL;
-    DELETE FROM bqx.bar_changes AS n WHERE n.change_id = ANY ($1);
+    PERFORM bqx._check_may_write(role_name, bqx._derived_name(f, $1)) FROM unnest(bqx._families_of($1)) AS f;
+    DELETE FROM bqx.bar_changes AS n WHERE n.pair = $1 AND n.change_id = ANY ($2);
 END
 $$;
 
 -- What a table's rows are kept in: its storage, and the trigger that notes changes, with the transaction that made or
 -- altered it. Rows that came or went without being noted (TRUNCATE, a partition attached or detached, triggers that
--- were disabled) leave another one behind. NULL: not every change is noted.
-CREATE FUNCTION bqx._table_identity(rel regclass) RETURNS text
+-- were disabled) leave another one behind. NULL where not every change is noted: no such trigger, or one for another pair; rows that
+-- a crash takes (unlogged), that are elsewhere, or in tables that inherit.
+CREATE FUNCTION bqx._table_identity(leaf oid, pair text) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    leaf regclass;
-    storage oid;
-    one_identity text;
-    identity text := '';
 BEGIN
-    FOREACH leaf IN ARRAY CASE WHEN (SELECT c.relkind = 'r' FROM pg_class AS c WHERE c.oid = rel) THEN ARRAY[rel]
-                               ELSE bqx._leaves(rel) END LOOP
-        storage := (SELECT c.relfilenode FROM pg_class AS c WHERE c.oid = leaf);
-        one_identity := (SELECT format('%s.%s.%s.%s', leaf::oid, storage, t.oid, t.xmin) FROM pg_trigger AS t
-                          WHERE t.tgrelid = leaf AND t.tgname = 'bqx_note_change' AND t.tgenabled = 'A');
-        identity := identity || one_identity || ' ';  -- NULL, once one is
-    END LOOP;
-    RETURN rtrim(identity);
+    RETURN (SELECT format('%s.%s.%s.%s', c.oid, c.relfilenode, t.oid, t.xmin)
+              FROM pg_class AS c JOIN pg_trigger AS t ON t.tgrelid = c.oid AND t.tgname = 'bqx_note_change'
+             WHERE c.oid = leaf AND c.relkind = 'r' AND c.relpersistence <> 'u' AND NOT c.relhassubclass
+               AND t.tgenabled = 'A' AND bqx._is_trigger_for(t.tgargs, pair));
 END
 $$;
 
--- The parts that an M1 table's bars are kept in, with their identities: its partitions by month, or else itself.
-CREATE FUNCTION bqx._m1_parts(m1 regclass)
-RETURNS TABLE (from_ts timestamp with time zone, to_ts timestamp with time zone, identity text)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF bqx._is_partitioned_by(m1, 'time') AND NOT bqx._has_default_partition(m1) THEN
-        RETURN QUERY
-        SELECT p.from_ts, p.to_ts, bqx._table_identity(p.partition) FROM bqx._partitions(m1) AS p;
-    ELSE
-        RETURN QUERY
-        SELECT '-infinity'::timestamptz, 'infinity'::timestamptz, bqx._table_identity(m1);
-    END IF;
-END
-$$;
+-- Whether a trigger of ours was made for this pair: a table may have been renamed.
+CREATE FUNCTION bqx._is_trigger_for(arguments bytea, pair text) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+RETURN arguments = (pg_catalog.convert_to(pair, 'UTF8') || pg_catalog.decode('00', 'hex'));
 
 -- How many bars a pair's rows look back at.
 CREATE FUNCTION bqx._longest_lookback(pair text) RETURNS int
@@ -1836,32 +1823,66 @@ BEGIN
 END
 $$;
 
--- What the bars are kept in that a month's rows are computed from, of this month and those before that they look back at: the
--- identities of all parts that hold some. NULL: not every change is noted.
-CREATE FUNCTION bqx._followed_as(pair text, month date) RETURNS text
+-- The tables that hold a month's rows, or a longer time's; all leaves where partitions don't tell the time.
+CREATE FUNCTION bqx._tables_between(
+    rel regclass, key_column text, from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS oid[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN coalesce(
+        CASE WHEN (SELECT c.relkind <> 'p' FROM pg_class AS c WHERE c.oid = rel) OR bqx._is_partitioned_by(rel, key_column)
+             THEN bqx._parts_between(rel, from_ts, to_ts) END,
+        bqx._leaves(rel)::oid[]);
+END
+$$;
+
+-- What the bars are kept in that months' rows are computed from, of each month and those before that its rows look back at: the
+-- columns, and the identities of all tables that hold some. NULL: not every change is noted.
+CREATE FUNCTION bqx._m1_identities(pair text, months date[]) RETURNS TABLE (month date, identity text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     m1 regclass := bqx._m1_table(pair);
-    since timestamptz;
+    columns text := (SELECT string_agg(format('%s:%s:%s', a.attname, a.attnum, a.atttypid), ' ' ORDER BY a.attname) FROM pg_attribute AS a
+                      WHERE a.attrelid = m1 AND a.attname IN ('time', 'close', 'rate_index') AND NOT a.attisdropped);
+    starts timestamptz[] := bqx._lookback_starts(
+        m1, ARRAY(SELECT bqx._month_start(m) FROM unnest(months) WITH ORDINALITY AS k (m, i) ORDER BY i), bqx._longest_lookback(pair));
 BEGIN
-    IF NOT bqx._is_partitioned_by(m1, 'time') OR bqx._has_default_partition(m1) THEN
-        RETURN bqx._table_identity(m1);
-    END IF;
-    since := (bqx._lookback_starts(m1, ARRAY[bqx._month_start(month)], bqx._longest_lookback(pair)))[1];
-    RETURN (SELECT CASE WHEN count(*) = 0 THEN 'no partition'
-                        WHEN count(*) = count(p.identity) THEN string_agg(p.identity, ' ' ORDER BY p.from_ts) END
-              FROM (SELECT p.from_ts, bqx._table_identity(p.partition) AS identity FROM bqx._partitions(m1) AS p
-                     WHERE p.from_ts < bqx._month_start(bqx._next_month(month)) AND p.to_ts > since) AS p);
+    FOR i IN 1..cardinality(months) LOOP
+        month := months[i];
+        identity := (SELECT CASE WHEN count(*) = count(t.identity)
+                            THEN columns || coalesce(' ' || string_agg(t.identity, ' ' ORDER BY t.oid), '') END
+                       FROM (SELECT leaf, bqx._table_identity(leaf, pair)
+                               FROM unnest(bqx._tables_between(m1, 'time', starts[i], bqx._month_start(bqx._next_month(month)))) AS leaf
+                            ) AS t (oid, identity));
+        RETURN NEXT;
+    END LOOP;
 END
 $$;
 
--- The same for rows of a derived table, which depend on its columns, too.
-CREATE FUNCTION bqx._followed_by(family text, pair text, followed_as text) RETURNS text
+-- What a derived table's rows of each month are kept in, and the table's columns.
+CREATE FUNCTION bqx._derived_identities(family text, pair text, months date[]) RETURNS TABLE (month date, identity text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    derived regclass := bqx._derived_table(family, pair);
+    shape text := md5((bqx._own_columns(family, derived)).shape);
+BEGIN
+    FOREACH month IN ARRAY months LOOP
+        identity := concat_ws(' ', shape, (
+            SELECT string_agg(format('%s.%s', c.oid, c.relfilenode), ' ' ORDER BY c.oid) FROM pg_class AS c
+             WHERE c.oid = ANY (bqx._tables_between(derived, 'ts_utc', bqx._month_start(month), bqx._month_start(bqx._next_month(month))))));
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+
+-- What is recorded of a month as followed_as, given what its bars were kept in before they were read.
+CREATE FUNCTION bqx._followed_as(family text, pair text, month date, m1_identity text) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN followed_as || ' ' || md5((bqx._own_columns(family, bqx._derived_table(family, pair))).shape);
+    RETURN m1_identity || ' / ' || (SELECT d.identity FROM bqx._derived_identities(family, pair, ARRAY[month]) AS d);
 END
 $$;
 
@@ -1911,8 +1932,14 @@ $$;
 CREATE FUNCTION bqx._note_changes_of(pair text, m1 regclass) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    arguments bytea := (SELECT t.tgargs FROM pg_trigger AS t WHERE t.tgrelid = m1 AND t.tgname = 'bqx_note_change');
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = m1 AND t.tgname = 'bqx_note_change') THEN
+    IF arguments IS NULL OR NOT bqx._is_trigger_for(arguments, pair) THEN
+        IF arguments IS NOT NULL THEN  -- the table had another name
+            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', m1);
+            EXECUTE format('DROP TRIGGER bqx_note_change ON %s', m1);
+        END IF;
         EXECUTE format('CREATE TRIGGER bqx_note_change AFTER INSERT OR UPDATE OR DELETE ON %s '
                        'FOR EACH ROW EXECUTE FUNCTION bqx._note_bar_change(%L)', m1, pair);
     END IF;
@@ -1931,6 +1958,14 @@ CREATE FUNCTION bqx._parse_lines(format text) RETURNS TABLE (
     line_no bigint, local_time timestamp, utc_offset interval, open double precision, high double precision,
     low double precision, close double precision, volume double precision, reason text)
 LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', '_parse_lines_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/time_partitions.rs
+-- bqx::time_partitions::_parts_between
+
+CREATE FUNCTION bqx._parts_between(rel regclass, from_ts timestamp with time zone, to_ts timestamp with time zone)
+RETURNS oid[] LANGUAGE c STABLE STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', '_parts_between_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -3496,7 +3531,8 @@ DECLARE
     one_family text;
     todo text[] := '{}';
     written record;
-    followed_as text;
+    m1_identity text;
+    seen pg_snapshot;
     message text;
     detail text;
     hint text;
@@ -3505,11 +3541,14 @@ BEGIN
     PERFORM bqx._show_claim(run_id, worker, pair, to_char(month, 'YYYY-MM'), families, job_ids);
     BEGIN
         PERFORM bqx._lock_tables(pair, families);
-        followed_as := bqx._followed_as(pair, month);  -- before the bars are read
+        -- before the bars are read
+        m1_identity := (SELECT i.identity FROM bqx._m1_identities(pair, ARRAY[month]) AS i);
+        seen := pg_current_snapshot();
         FOREACH one_family IN ARRAY families LOOP
             IF NOT bqx._run_force(run_id) AND bqx._month_is_current(one_family, pair, month) THEN
                 PERFORM bqx._finish_job(run_id, one_family, pair, month, 'done', worker, started,
-                    r.bars, 0::bigint, 0::bigint, r.input_fingerprint, bqx._followed_by(one_family, pair, followed_as), NULL::text, NULL::text, NULL::text)
+                    r.bars, 0::bigint, 0::bigint, r.input_fingerprint, bqx._followed_as(one_family, pair, month, m1_identity), seen,
+                    NULL::text, NULL::text, NULL::text)
                    FROM bqx._recorded_month(one_family, pair, month) AS r;
             ELSE
                 todo := todo || one_family;
@@ -3519,7 +3558,7 @@ BEGIN
             FOR written IN SELECT * FROM bqx._write_month(pair, todo, month) LOOP
                 PERFORM bqx._finish_job(run_id, written.family, pair, month, 'done', worker, started,
                     written.bars, written.rows_written, written.rows_removed, written.input_fingerprint,
-                    bqx._followed_by(written.family, pair, followed_as), NULL::text, NULL::text, NULL::text);
+                    bqx._followed_as(written.family, pair, month, m1_identity), seen, NULL::text, NULL::text, NULL::text);
             END LOOP;
         END IF;
         RETURN true;
@@ -3534,7 +3573,7 @@ BEGIN
                   FROM unnest(families, job_ids) AS j (f, id));
     END IF;
     PERFORM bqx._finish_job(run_id, families[1], pair, month, 'failed', worker, started, NULL::bigint, NULL::bigint,
-        NULL::bigint, NULL::text, NULL::text, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code,
+        NULL::bigint, NULL::text, NULL::text, NULL::pg_snapshot, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code,
         coalesce(nullif(hint, ''), bqx._hint_for(code)));
     RETURN false;
 END
@@ -3658,6 +3697,7 @@ BEGIN
     PERFORM bqx._check_ready_for_backfill(p, families) FROM unnest(pairs) AS p;
     new_run := bqx._open_run(arguments);
     FOREACH planned_pair IN ARRAY pairs LOOP
+        PERFORM bqx._forget_answered(planned_pair);  -- by runs that nobody waited for
         PERFORM bqx._add_jobs(new_run, planned_pair, families, bqx._months_to_fill(families, planned_pair, from_month, to_month));
     END LOOP;
     RETURN new_run;
@@ -3851,7 +3891,6 @@ AS $$
 DECLARE
     chosen_families pg_catalog.text[];
     chosen pg_catalog.text[];
-    answered pg_catalog.int8[];
 BEGIN
     PERFORM bqx._require_top_level('backfill'::pg_catalog.text);
     COMMIT;
@@ -3861,10 +3900,6 @@ BEGIN
     chosen_families := bqx._check_families(families);
     PERFORM bqx._check_month_range(from_month, to_month);
     chosen := bqx._pairs_or_all(pairs);
-    -- All months answer all changes that are noted by now, before the months are chosen.
-    IF from_month IS NULL AND to_month IS NULL AND cardinality(chosen_families) = 2 AND coalesce(wait, true) THEN
-        answered := ARRAY(SELECT n.change_id FROM unnest(chosen) AS p, bqx._noted_changes(p) AS n);
-    END IF;
     run_id := bqx._plan_run(chosen_families, chosen, from_month, to_month, jsonb_build_object(
         'families', chosen_families, 'pairs', chosen, 'from_month', from_month, 'to_month', to_month,
         'workers', workers, 'force', coalesce(force, false), 'wait', coalesce(wait, true)));
@@ -3874,12 +3909,10 @@ BEGIN
     SET LOCAL search_path TO pg_catalog, pg_temp;
     CALL bqx._work_off(run_id, workers, coalesce(wait, true));
     SET LOCAL search_path TO pg_catalog, pg_temp;
-    IF answered <> '{}' THEN
-        PERFORM bqx._forget_changes(answered);
-        COMMIT;
-        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-        SET LOCAL search_path TO pg_catalog, pg_temp;
-    END IF;
+    PERFORM bqx._forget_answered(p) FROM unnest(chosen) AS p;
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
 END
 $$;
 COMMENT ON PROCEDURE bqx.backfill(text[], text[], date, date, int, boolean, boolean, bigint) IS
@@ -3894,6 +3927,8 @@ COMMENT ON PROCEDURE bqx.backfill(text[], text[], date, date, int, boolean, bool
 --   live::_follow_changes
 --   live::_lookback_starts
 --   live::_months_ahead
+--   live::_merged_gap
+--   time_partitions::_parts_between
 
 -- What src/live.rs needs to know and to do in SQL: the rows that changed bars affect, in the caller's transaction.
 
@@ -4028,6 +4063,52 @@ BEGIN
 END
 $$;
 
+-- The times of a derived table's rows in a stretch of time, both ends included, in short.
+CREATE FUNCTION bqx._row_times(derived regclass, from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET DateStyle = 'ISO'
+AS $$
+DECLARE
+    times text;
+BEGIN
+    EXECUTE format('SELECT md5(string_agg(ts_utc::text, '','' ORDER BY ts_utc)) FROM %s WHERE ts_utc >= %s AND ts_utc <= %s', derived,
+                   bqx._as_key(derived, 'ts_utc', '$1'), bqx._as_key(derived, 'ts_utc', '$2'))
+       INTO times USING from_ts, to_ts;
+    RETURN times;
+END
+$$;
+
+-- Whether a month has just so many bars.
+CREATE FUNCTION bqx._has_bars(m1 regclass, month date, expected bigint) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found_bars bigint;
+BEGIN
+    EXECUTE format('SELECT count(*) FROM (SELECT FROM %s WHERE time >= %s AND time < %s LIMIT $3) AS b', m1,
+                   bqx._as_key(m1, 'time', '$1'), bqx._as_key(m1, 'time', '$2'))
+       INTO found_bars USING bqx._month_start(month), bqx._month_start(bqx._next_month(month)), expected + 1;
+    RETURN found_bars = expected;
+END
+$$;
+
+-- Of a month that nothing was recorded of, as the coming one is, the rows that followed its first bars may be all there are.
+-- Then its later changes are known. As everywhere, what bars are kept in is asked before they are looked at.
+CREATE FUNCTION bqx._know_new_months(pair text, families text[], months date[], rows_followed bigint[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    kept record;
+BEGIN
+    FOR kept IN
+        SELECT k.month, k.identity, rows_followed[k.i] AS followed
+          FROM bqx._m1_identities(pair, months) WITH ORDINALITY AS k (month, identity, i)
+    LOOP
+        CONTINUE WHEN kept.identity IS NULL OR NOT bqx._has_bars(bqx._m1_table(pair), kept.month, kept.followed);
+        PERFORM bqx._record_followed_as(f, pair, kept.month, bqx._followed_as(f, pair, kept.month, kept.identity)) FROM unnest(families) AS f;
+    END LOOP;
+END
+$$;
+
 CREATE FUNCTION bqx._notify_bars(pair text, from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS void
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
 AS $$
@@ -4080,42 +4161,34 @@ RETURNS TABLE (family text, month date, reason text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    m1 regclass := bqx._m1_table(pair);
     known_months date[] := bqx._months_to_fill(families, pair, NULL, NULL);
-    month_starts timestamptz[] := ARRAY(SELECT bqx._month_start(m) FROM unnest(known_months) WITH ORDINALITY AS k (m, i) ORDER BY i);
 BEGIN
     RETURN QUERY
-    WITH parts AS MATERIALIZED (
-        SELECT p.* FROM bqx._m1_parts(m1) AS p
-    ), kept AS MATERIALIZED (
-        SELECT k.month, k.starts_at, bqx._month_start(bqx._next_month(k.month)) AS ends_at, k.since
-          FROM unnest(known_months, month_starts, bqx._lookback_starts(m1, month_starts, bqx._longest_lookback(pair)))
-               AS k (month, starts_at, since)
-    ), followed AS MATERIALIZED (  -- as _followed_as
-        SELECT k.month, k.starts_at, k.ends_at,
-               CASE WHEN count(p.from_ts) = 0 THEN 'no partition'
-                    WHEN count(p.from_ts) = count(p.identity) THEN string_agg(p.identity, ' ' ORDER BY p.from_ts) END AS kept_in
-          FROM kept AS k LEFT JOIN parts AS p ON p.from_ts < k.ends_at AND p.to_ts > k.since
-         GROUP BY k.month, k.starts_at, k.ends_at
+    WITH bars AS MATERIALIZED (
+        SELECT i.* FROM bqx._m1_identities(pair, known_months) AS i
+    ), kept AS MATERIALIZED (  -- as _followed_as has it
+        SELECT f AS family, d.month, b.identity || ' / ' || d.identity AS kept_in
+          FROM unnest(families) AS f CROSS JOIN LATERAL bqx._derived_identities(f, pair, known_months) AS d
+          JOIN bars AS b ON b.month = d.month
     ), recorded AS MATERIALIZED (
         SELECT r.* FROM bqx._recorded_states(pair) AS r
     ), stored AS MATERIALIZED (
         SELECT f AS family, s.* FROM unnest(families) AS f, LATERAL bqx._filled_parts(bqx._derived_table(f, pair)) AS s
     )
-    SELECT f, k.month, CASE WHEN r.month IS NULL THEN 'never computed'
-                            WHEN r.followed_as IS DISTINCT FROM k.kept_in || t.shape OR k.kept_in IS NULL THEN 'changes are not known'
-                            ELSE 'rows are gone' END
-      FROM unnest(families) AS f CROSS JOIN LATERAL bqx._followed_by(f, pair, '') AS t (shape) CROSS JOIN followed AS k
-      LEFT JOIN recorded AS r ON r.family = f AND r.month = k.month
-     WHERE r.month IS NULL OR r.followed_as IS DISTINCT FROM k.kept_in || t.shape OR k.kept_in IS NULL
-        OR r.bars > 0 AND NOT EXISTS (SELECT FROM stored AS s
-                                       WHERE s.family = f AND s.from_ts < k.ends_at AND s.to_ts > k.starts_at)
-     ORDER BY k.month, f;
+    SELECT k.family, k.month, CASE WHEN r.month IS NULL THEN 'never computed'
+                                   WHEN r.followed_as IS DISTINCT FROM k.kept_in OR k.kept_in IS NULL THEN 'changes are not known'
+                                   ELSE 'rows are gone' END
+      FROM kept AS k LEFT JOIN recorded AS r ON r.family = k.family AND r.month = k.month
+     WHERE r.month IS NULL OR r.followed_as IS DISTINCT FROM k.kept_in OR k.kept_in IS NULL
+        OR r.bars > 0 AND NOT EXISTS (
+               SELECT FROM stored AS s
+                WHERE s.family = k.family AND s.from_ts < bqx._month_start(bqx._next_month(k.month))
+                  AND s.to_ts > bqx._month_start(k.month))
+     ORDER BY k.month, k.family;
 END
 $$;
 
--- The parts of a derived table that have storage for rows: what was truncated, dropped, or (unlogged) lost in a crash
--- has none.
+-- The parts of a derived table that have storage for rows: what was lost in a crash (unlogged) has none.
 CREATE FUNCTION bqx._filled_parts(derived regclass) RETURNS TABLE (from_ts timestamp with time zone, to_ts timestamp with time zone)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -4157,48 +4230,78 @@ BEGIN
 END
 $$;
 
--- The noted changes of a pair, in stretches: those that lie so near that rows in between are affected, too, are one, as in
--- core/src/changed_ranges.rs.
+-- The noted changes of a pair, in stretches: those that lie so near that rows in between are affected, too, are one.
 CREATE FUNCTION bqx._noted_stretches(pair text)
-RETURNS TABLE (change_ids bigint[], from_ts timestamp with time zone, to_ts timestamp with time zone, removed boolean)
+RETURNS TABLE (change_ids bigint[], transaction_ids xid8[], from_ts timestamp with time zone, to_ts timestamp with time zone,
+               removed boolean)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT array_agg(n.change_id), min(n.from_ts), max(n.to_ts), bool_or(n.removed)
-      FROM (SELECT n.*, count(*) FILTER (WHERE n.from_ts > n.reached + interval '630 minutes') OVER (ORDER BY n.from_ts, n.change_id) AS stretch
+    SELECT array_agg(n.change_id), array_agg(n.transaction_id), min(n.from_ts), max(n.to_ts), bool_or(n.removed)
+      FROM (SELECT n.*, count(*) FILTER (WHERE n.from_ts > least(n.reached, '290000-01-01 00:00+00') + bqx._merged_gap())
+                        OVER (ORDER BY n.from_ts, n.change_id) AS stretch
               FROM (SELECT n.*, max(n.to_ts) OVER (ORDER BY n.from_ts, n.change_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS reached
                       FROM bqx._noted_changes(pair) AS n) AS n) AS n
      GROUP BY n.stretch
 $$;
 
--- The noted changes of a pair, and the tail that is missing (without change_ids), with the months of the rows that they
--- affect. `by_month`: better computed by the month.
-CREATE FUNCTION bqx._changes_to_follow(pair text, families text[])
-RETURNS TABLE (change_ids bigint[], from_ts timestamp with time zone, to_ts timestamp with time zone, removed boolean,
-               months date[], by_month boolean)
+-- Changes of a pair's bars, or a tail of rows that is missing (without ids), with the months of the rows that they affect.
+-- `by_month`: better computed by the month.
+CREATE TYPE bqx._change AS (
+    change_ids bigint[], transaction_ids xid8[], from_ts timestamp with time zone, to_ts timestamp with time zone,
+    removed boolean, months date[], by_month boolean);
+
+CREATE FUNCTION bqx._changes_to_follow(pair text, families text[]) RETURNS SETOF bqx._change
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     m1 regclass := bqx._m1_table(pair);
+    change bqx._change;
     known_months date[];
     lookback int;
     tables_follow boolean;
     last_affected timestamptz;
 BEGIN
-    FOR change_ids, from_ts, to_ts, removed IN
-        SELECT n.change_ids, n.from_ts, n.to_ts, n.removed FROM bqx._noted_stretches(pair) AS n
-        UNION ALL SELECT NULL, t.from_ts, t.to_ts, false FROM bqx._missing_tail(pair, families) AS t WHERE t.to_ts IS NOT NULL
+    FOR change IN
+        SELECT n.*, NULL::date[], NULL::boolean FROM bqx._noted_stretches(pair) AS n
+        UNION ALL SELECT NULL, NULL, t.from_ts, t.to_ts, false, NULL, NULL FROM bqx._missing_tail(pair, families) AS t
+                   WHERE t.to_ts IS NOT NULL
     LOOP
         IF known_months IS NULL THEN
             known_months := bqx._months_to_fill(families, pair, NULL, NULL);
             lookback := bqx._longest_lookback(pair);
             tables_follow := (SELECT bool_and(bqx._why_not_followed(bqx._derived_table(f, pair)) IS NULL) FROM unnest(families) AS f);
         END IF;
-        last_affected := bqx._last_affected(m1, to_ts, lookback);
-        months := ARRAY(SELECT m FROM unnest(known_months) AS m
-                         WHERE bqx._month_start(bqx._next_month(m)) > from_ts AND bqx._month_start(m) <= last_affected);
-        by_month := NOT tables_follow OR NOT isfinite(from_ts) OR NOT isfinite(to_ts) OR to_ts - from_ts > bqx._longest_followed();
-        RETURN NEXT;
+        last_affected := bqx._last_affected(m1, change.to_ts, lookback);
+        change.months := ARRAY(SELECT m FROM unnest(known_months) AS m
+                                WHERE bqx._month_start(bqx._next_month(m)) > change.from_ts AND bqx._month_start(m) <= last_affected);
+        change.by_month := NOT tables_follow OR NOT isfinite(change.from_ts) OR NOT isfinite(change.to_ts)
+                           OR change.to_ts - change.from_ts > bqx._longest_followed();
+        RETURN NEXT change;
     END LOOP;
+END
+$$;
+
+-- Forgets changes of a pair that every month saw, of both families, that they affect.
+CREATE FUNCTION bqx._forget_answered(pair text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    families text[] := bqx._families_of(pair);
+    answered bigint[];
+BEGIN
+    IF families = '{}' OR NOT EXISTS (SELECT FROM bqx._noted_changes(pair)) THEN
+        RETURN;
+    END IF;
+    answered := ARRAY(
+        SELECT id FROM bqx._changes_to_follow(pair, families) AS c, unnest(c.change_ids) AS id
+         WHERE NOT EXISTS (
+             SELECT FROM unnest(c.months) AS m CROSS JOIN unnest(families) AS f
+               LEFT JOIN bqx._recorded_states(pair) AS r ON r.family = f AND r.month = m
+              WHERE r.seen IS NULL
+                 OR EXISTS (SELECT FROM unnest(c.transaction_ids) AS x WHERE NOT pg_visible_in_snapshot(x, r.seen))));
+    IF answered <> '{}' THEN
+        PERFORM bqx._forget_changes(pair, answered);
+    END IF;
 END
 $$;
 
@@ -4255,66 +4358,93 @@ AS $$
 $$;
 
 -- The partitions of the coming months, of M1 too, as far as the caller owns the tables; returns how many it made. What is in
--- the way of one (a partition that was detached, for instance) keeps nobody from what there is to compute.
+-- the way of one (a partition that was detached, for instance, or a lock) keeps nobody from what there is to compute, and no
+-- feed waiting.
 CREATE FUNCTION bqx._ensure_coming_months(pair text) RETURNS int
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms'
 AS $$
 DECLARE
-    newest date := bqx._month_of((bqx._m1_span(bqx._m1_table(pair))).last_bar);
-    coming date[] := ARRAY(SELECT bqx._months(newest, bqx._months_after(newest, greatest(bqx._months_ahead(), 1))));
+    newest date;
+    coming date[];
     lacking record;
     made int := 0;
     message text;
     hint text;
 BEGIN
+    newest := bqx._month_of((bqx._m1_span(bqx._m1_table(pair))).last_bar);
+    coming := ARRAY(SELECT bqx._months(bqx._months_after(newest, 1), bqx._months_after(newest, greatest(bqx._months_ahead(), 1))));
     IF NOT EXISTS (SELECT FROM bqx._tables_that_lack(pair, coming)) THEN
         RETURN 0;
     END IF;
     PERFORM bqx._await_makers_of_partitions(pair);
     FOR lacking IN SELECT * FROM bqx._tables_that_lack(pair, coming) LOOP
-        BEGIN
-            made := made + bqx._ensure_partitions(lacking.rel, lacking.key_column, coming);
-        EXCEPTION
-            WHEN duplicate_table THEN
-                GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, hint = PG_EXCEPTION_HINT;
-                RAISE WARNING USING MESSAGE = message, HINT = hint;
-        END;
+        made := made + bqx._ensure_partitions(lacking.rel, lacking.key_column, coming);
     END LOOP;
     RETURN made;
+EXCEPTION
+    WHEN OTHERS THEN
+        GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, hint = PG_EXCEPTION_HINT;
+        RAISE WARNING USING MESSAGE = format('%s: partitions of coming months could not be made: %s', pair, message), HINT = hint;
+        RETURN 0;
 END
 $$;
 
--- What refresh found to do for a pair: changes that it has followed; months for jobs, and changes that those answer. Or what
--- kept it from following one.
+-- New partitions get their triggers, and those that were enabled by hand fire for replicas again, if the caller owns M1.
+CREATE FUNCTION bqx._mend_triggers(pair text, has_new_partitions boolean) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms'
+AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(pair);
+BEGIN
+    IF pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = m1), 'USAGE')
+       AND (has_new_partitions
+            OR EXISTS (SELECT FROM unnest(m1::oid || bqx._leaves(m1)::oid[]) AS leaf JOIN pg_trigger AS t ON t.tgrelid = leaf
+                        WHERE t.tgname IN ('bqx_set_rate_index', 'bqx_note_change', 'bqx_live_begin', 'bqx_live')
+                          AND t.tgenabled IN ('O', 'R'))) THEN
+        PERFORM bqx._keep_triggers_everywhere(m1);
+    END IF;
+EXCEPTION
+    WHEN lock_not_available THEN
+        RAISE WARNING '%: triggers of its partitions are left to the next refresh: %', pair, SQLERRM;
+END
+$$;
+
+-- What refresh found to do for a pair: changes that it has followed, and months for jobs. Or what kept it from something.
 CREATE TYPE bqx._refreshed AS (
-    rows_followed bigint, changes_followed bigint, months date[], families text[], change_ids bigint[],
-    error text, error_code text, error_hint text);
+    rows_followed bigint, changes_followed bigint, months date[], families text[], error text, error_code text, error_hint text);
 
 -- Follows changes each on its own, and says which could not be followed.
-CREATE FUNCTION bqx._follow_one_by_one(
-    pair text, change_ids bigint[], froms timestamp with time zone[], tos timestamp with time zone[], removals boolean[],
-    done bqx._refreshed) RETURNS bqx._refreshed
+CREATE FUNCTION bqx._follow_one_by_one(pair text, changes bqx._change[], done bqx._refreshed) RETURNS bqx._refreshed
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    change bqx._change;
     message text;
     detail text;
 BEGIN
-    FOR i IN 1..cardinality(froms) LOOP
+    FOREACH change IN ARRAY changes LOOP
         BEGIN
-            done.rows_followed := done.rows_followed + bqx._follow_changes(pair, froms[i:i], tos[i:i], removals[i:i]);
-            PERFORM bqx._forget_changes(ARRAY(
-                SELECT n.change_id FROM bqx._noted_changes(pair) AS n
-                 WHERE n.change_id = ANY (change_ids) AND n.from_ts >= froms[i] AND n.to_ts <= tos[i]));
+            done.rows_followed := done.rows_followed + bqx._follow_changes(
+                pair, ARRAY[change.from_ts], ARRAY[change.to_ts], ARRAY[change.removed]);
+            PERFORM bqx._forget_changes(pair, change.change_ids);
             done.changes_followed := done.changes_followed + 1;
         EXCEPTION
             WHEN OTHERS THEN
                 GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL;
                 GET STACKED DIAGNOSTICS done.error_code = RETURNED_SQLSTATE, done.error_hint = PG_EXCEPTION_HINT;
-                done.error := pair || ': ' || message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END;
-                done.error_hint := coalesce(nullif(done.error_hint, ''), bqx._hint_for(done.error_code));
+                done := bqx._with_error(pair, done, message, detail);
         END;
     END LOOP;
+    RETURN done;
+END
+$$;
+
+CREATE FUNCTION bqx._with_error(pair text, done bqx._refreshed, message text, detail text) RETURNS bqx._refreshed
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    done.error := pair || ': ' || message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END;
+    done.error_hint := coalesce(nullif(done.error_hint, ''), bqx._hint_for(done.error_code));
     RETURN done;
 END
 $$;
@@ -4325,50 +4455,58 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     families text[] := bqx._families_of(pair);
-    done bqx._refreshed := ROW(0, 0, '{}', '{}', '{}', NULL, NULL, NULL);
+    done bqx._refreshed := ROW(0, 0, '{}', '{}', NULL, NULL, NULL);
+    changes bqx._change[];
     checked record;
-    change record;
-    is_covered boolean;
-    followed bigint[] := '{}';
-    froms timestamptz[] := '{}';
-    tos timestamptz[] := '{}';
-    removals boolean[] := '{}';
 BEGIN
+    PERFORM bqx._check_ready_for_backfill(pair, families);
     PERFORM bqx._await_followers(pair, false);  -- what is asked from here on is later
+    PERFORM bqx._forget_answered(pair);
+    changes := ARRAY(SELECT c FROM bqx._changes_to_follow(pair, families) AS c);
     FOR checked IN
         SELECT c.family, c.month FROM bqx._months_to_check(pair, families) AS c
-        UNION SELECT f, m FROM bqx._changes_to_follow(pair, families) AS c, unnest(c.months) AS m, unnest(families) AS f
-               WHERE c.by_month
+        UNION SELECT f, m FROM unnest(changes) AS c, unnest(c.months) AS m, unnest(families) AS f WHERE c.by_month
          ORDER BY month, family
     LOOP
         done.months := done.months || checked.month;
         done.families := done.families || checked.family;
     END LOOP;
-    FOR change IN SELECT c.* FROM bqx._changes_to_follow(pair, families) AS c LOOP
-        is_covered := NOT EXISTS (
-            SELECT FROM unnest(change.months) AS m, unnest(families) AS f
-             WHERE (m, f) NOT IN (SELECT j.m, j.f FROM unnest(done.months, done.families) AS j (m, f)));
-        CONTINUE WHEN change.by_month AND NOT is_covered;  -- noted since the months were chosen: for the next refresh
-        IF change.by_month OR change.months <> '{}' AND is_covered THEN
-            done.change_ids := done.change_ids || change.change_ids;  -- its months are read anyway
-        ELSE
-            followed := followed || change.change_ids;
-            froms := froms || change.from_ts;
-            tos := tos || change.to_ts;
-            removals := removals || change.removed;
-        END IF;
-    END LOOP;
-    IF froms <> '{}' THEN
+    -- What affects just months that jobs will read is left to those.
+    changes := ARRAY(
+        SELECT c FROM unnest(changes) AS c
+         WHERE NOT c.by_month AND (c.months = '{}' OR EXISTS (
+             SELECT FROM unnest(c.months) AS m, unnest(families) AS f
+              WHERE (m, f) NOT IN (SELECT j.m, j.f FROM unnest(done.months, done.families) AS j (m, f)))));
+    IF changes <> '{}' THEN
         BEGIN
-            done.rows_followed := bqx._follow_changes(pair, froms, tos, removals);
-            done.changes_followed := cardinality(froms);
-            PERFORM bqx._forget_changes(followed);
+            done.rows_followed := (
+                SELECT bqx._follow_changes(pair, array_agg(c.from_ts), array_agg(c.to_ts), array_agg(c.removed)) FROM unnest(changes) AS c);
+            done.changes_followed := cardinality(changes);
+            PERFORM bqx._forget_changes(pair, c.change_ids) FROM unnest(changes) AS c WHERE c.change_ids IS NOT NULL;
         EXCEPTION
             WHEN OTHERS THEN  -- one by one: a bad bar of the past is no reason to do without the newest
-                done := bqx._follow_one_by_one(pair, followed, froms, tos, removals, done);
+                done := bqx._follow_one_by_one(pair, changes, done);
         END;
     END IF;
     RETURN done;
+END
+$$;
+
+-- One pair's trouble is not the others'.
+CREATE FUNCTION bqx._try_to_refresh_pair(pair text) RETURNS bqx._refreshed
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    failed bqx._refreshed := ROW(0, 0, '{}', '{}', NULL, NULL, NULL);
+    message text;
+    detail text;
+BEGIN
+    RETURN bqx._refresh_pair(pair);
+EXCEPTION
+    WHEN OTHERS THEN
+        GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL;
+        GET STACKED DIAGNOSTICS failed.error_code = RETURNED_SQLSTATE, failed.error_hint = PG_EXCEPTION_HINT;
+        RETURN bqx._with_error(pair, failed, message, detail);
 END
 $$;
 
@@ -4389,6 +4527,11 @@ BEGIN
         CASE WHEN partitions_made > 0 THEN format('%s partition(s) made', partitions_made) END,
         CASE WHEN refreshed.error IS NOT NULL THEN 'not all of it'
              WHEN refreshed.changes_followed = 0 AND months_to_read = 0 THEN 'up to date' END);
+    IF EXISTS (SELECT FROM bqx._m1_identities(pair, refreshed.months) AS i WHERE i.identity IS NULL) THEN
+        RAISE NOTICE USING
+            MESSAGE = format('%s: not all changes of its bars are noted, so every refresh reads these months', pair),
+            HINT = format('CALL bqx.index_m1(ARRAY[%L]);  puts the triggers in order, unless the table is unlogged, foreign or inherited from.', pair);
+    END IF;
 END
 $$;
 
@@ -4437,7 +4580,6 @@ DECLARE
     refreshed bqx._refreshed;
     run pg_catalog.int8;
     units pg_catalog.int8 := 0;
-    answered pg_catalog.int8[] := '{}';
     failures bqx._refreshed[] := '{}';
 BEGIN
     PERFORM bqx._require_top_level('refresh'::pg_catalog.text);
@@ -4445,28 +4587,25 @@ BEGIN
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     chosen := bqx._pairs_to_refresh(pairs);
-    PERFORM bqx._check_ready_for_backfill(p, bqx._families_of(p)) FROM unnest(chosen) AS p;
+    IF pairs IS NOT NULL THEN  -- of those that were asked for, all are checked before the first is touched
+        PERFORM bqx._check_ready_for_backfill(p, bqx._families_of(p)) FROM unnest(chosen) AS p;
+    END IF;
     FOREACH chosen_pair IN ARRAY chosen LOOP
         made := bqx._ensure_coming_months(chosen_pair);
+        COMMIT;  -- so that no lock is held that who writes bars waits for
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        PERFORM bqx._mend_triggers(chosen_pair, made > 0);
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;
-        IF made > 0 THEN
-            -- now that no lock is held that who writes bars waits for
-            PERFORM bqx._keep_triggers_everywhere(c.oid) FROM pg_catalog.pg_class AS c
-              WHERE c.oid = bqx._m1_table(chosen_pair) AND pg_catalog.pg_has_role(current_user, c.relowner, 'USAGE'::pg_catalog.text);
-            COMMIT;
-            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-            SET LOCAL search_path TO pg_catalog, pg_temp;
-        END IF;
-        refreshed := bqx._refresh_pair(chosen_pair);
+        refreshed := bqx._try_to_refresh_pair(chosen_pair);
         IF refreshed.error IS NOT NULL THEN
             failures := failures || refreshed;
         END IF;
         IF refreshed.months <> '{}' THEN
             run := bqx._plan_refresh(run, chosen, chosen_pair, refreshed);
             units := units + (SELECT count(DISTINCT m) FROM unnest(refreshed.months) AS m);
-            answered := answered || refreshed.change_ids;
         END IF;
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
@@ -4480,7 +4619,7 @@ BEGIN
         SET LOCAL search_path TO pg_catalog, pg_temp;
         CALL bqx._work_off(run, CASE WHEN units <= few_units THEN 0 END, true);
         SET LOCAL search_path TO pg_catalog, pg_temp;
-        PERFORM bqx._forget_changes(answered);
+        PERFORM bqx._forget_answered(p) FROM unnest(chosen) AS p;
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -4529,8 +4668,9 @@ BEGIN
     PERFORM bqx._check_can_follow(p) FROM unnest(chosen) AS p;
     FOREACH chosen_pair IN ARRAY chosen LOOP
         m1 := bqx._m1_table(chosen_pair);
-        was_live := bqx._is_live(m1);
+        was_live := bqx._is_live(chosen_pair);
         IF NOT was_live THEN
+            PERFORM bqx._drop_live_triggers(m1);  -- of another name that the table had
             PERFORM bqx._create_live_triggers(chosen_pair, m1);
         END IF;
         PERFORM bqx._note_changes_of(chosen_pair, m1);
@@ -4551,9 +4691,34 @@ COMMENT ON PROCEDURE bqx.enable_live(text[]) IS
     'From now on the derived rows are there when the transaction commits that changed the bars';
 
 -- Whether a pair's M1 table has the triggers of live mode.
-CREATE FUNCTION bqx._is_live(m1 regclass) RETURNS boolean
+CREATE FUNCTION bqx._is_live(pair text) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = m1 AND t.tgname = 'bqx_live') $$;
+AS $$
+    SELECT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = to_regclass(format('bqx.%I', 'm1_' || pair))
+                      AND t.tgname = 'bqx_live' AND bqx._is_trigger_for(t.tgargs, pair))
+$$;
+
+CREATE FUNCTION bqx._drop_live_triggers(m1 regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    live record;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = m1 AND t.tgname IN ('bqx_live', 'bqx_live_begin')) THEN
+        RETURN;
+    END IF;
+    -- The parent first, as others lock; and as DROP TRIGGER will, lest a feed that has read bars waits to write some.
+    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', m1);
+    FOR live IN
+        SELECT t.tgrelid::regclass AS rel, t.tgname FROM pg_trigger AS t
+         WHERE t.tgname IN ('bqx_live', 'bqx_live_begin')
+           AND t.tgrelid IN (SELECT m1::oid UNION SELECT p.relid::oid FROM pg_partition_tree(m1) AS p)
+         ORDER BY t.tgrelid <> m1, t.tgrelid
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', live.tgname, live.rel);
+    END LOOP;
+END
+$$;
 
 CREATE PROCEDURE bqx.disable_live(pairs text[] DEFAULT NULL)
 LANGUAGE plpgsql
@@ -4562,7 +4727,6 @@ DECLARE
     chosen pg_catalog.text[];
     chosen_pair pg_catalog.text;
     m1 pg_catalog.regclass;
-    live record;
 BEGIN
     PERFORM bqx._require_top_level('disable_live'::pg_catalog.text);
     COMMIT;
@@ -4570,22 +4734,13 @@ BEGIN
     SET LOCAL search_path TO pg_catalog, pg_temp;
     chosen := bqx._check_pairs(pairs);
     IF chosen IS NULL THEN
-        chosen := ARRAY(SELECT p.pair FROM bqx.pairs AS p WHERE bqx._is_live(to_regclass(format('bqx.%I', 'm1_' || p.pair))) ORDER BY 1);
+        chosen := ARRAY(SELECT p.pair FROM bqx.pairs AS p WHERE bqx._is_live(p.pair) ORDER BY 1);
     END IF;
     PERFORM bqx._m1_table(p) FROM unnest(chosen) AS p;  -- all are checked before the first is touched
     FOREACH chosen_pair IN ARRAY chosen LOOP
         m1 := bqx._m1_table(chosen_pair);
-        IF bqx._is_live(m1) THEN
-            -- The parent first, as others lock; and as DROP TRIGGER will, lest a feed that has read bars waits to write some.
-            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', m1);
-            FOR live IN
-                SELECT t.tgrelid::regclass AS rel, t.tgname FROM pg_trigger AS t
-                 WHERE t.tgname IN ('bqx_live', 'bqx_live_begin')
-                   AND t.tgrelid IN (SELECT m1::oid UNION SELECT p.relid::oid FROM pg_partition_tree(m1) AS p)
-                 ORDER BY t.tgrelid <> m1, t.tgrelid
-            LOOP
-                EXECUTE format('DROP TRIGGER %I ON %s', live.tgname, live.rel);
-            END LOOP;
+        IF bqx._is_live(chosen_pair) THEN
+            PERFORM bqx._drop_live_triggers(m1);
             RAISE NOTICE '%: not live any more; changes are noted for bqx.refresh', chosen_pair;
         ELSE
             RAISE NOTICE '%: was not live', chosen_pair;

@@ -131,6 +131,52 @@ BEGIN
 END
 $$;
 
+-- The times of a derived table's rows in a stretch of time, both ends included, in short.
+CREATE FUNCTION bqx._row_times(derived regclass, from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET DateStyle = 'ISO'
+AS $$
+DECLARE
+    times text;
+BEGIN
+    EXECUTE format('SELECT md5(string_agg(ts_utc::text, '','' ORDER BY ts_utc)) FROM %s WHERE ts_utc >= %s AND ts_utc <= %s', derived,
+                   bqx._as_key(derived, 'ts_utc', '$1'), bqx._as_key(derived, 'ts_utc', '$2'))
+       INTO times USING from_ts, to_ts;
+    RETURN times;
+END
+$$;
+
+-- Whether a month has just so many bars.
+CREATE FUNCTION bqx._has_bars(m1 regclass, month date, expected bigint) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found_bars bigint;
+BEGIN
+    EXECUTE format('SELECT count(*) FROM (SELECT FROM %s WHERE time >= %s AND time < %s LIMIT $3) AS b', m1,
+                   bqx._as_key(m1, 'time', '$1'), bqx._as_key(m1, 'time', '$2'))
+       INTO found_bars USING bqx._month_start(month), bqx._month_start(bqx._next_month(month)), expected + 1;
+    RETURN found_bars = expected;
+END
+$$;
+
+-- Of a month that nothing was recorded of, as the coming one is, the rows that followed its first bars may be all there are.
+-- Then its later changes are known. As everywhere, what bars are kept in is asked before they are looked at.
+CREATE FUNCTION bqx._know_new_months(pair text, families text[], months date[], rows_followed bigint[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    kept record;
+BEGIN
+    FOR kept IN
+        SELECT k.month, k.identity, rows_followed[k.i] AS followed
+          FROM bqx._m1_identities(pair, months) WITH ORDINALITY AS k (month, identity, i)
+    LOOP
+        CONTINUE WHEN kept.identity IS NULL OR NOT bqx._has_bars(bqx._m1_table(pair), kept.month, kept.followed);
+        PERFORM bqx._record_followed_as(f, pair, kept.month, bqx._followed_as(f, pair, kept.month, kept.identity)) FROM unnest(families) AS f;
+    END LOOP;
+END
+$$;
+
 CREATE FUNCTION bqx._notify_bars(pair text, from_ts timestamp with time zone, to_ts timestamp with time zone) RETURNS void
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
 AS $$

@@ -35,8 +35,8 @@ CREATE INDEX ON bqx.job_ledger (run_id, state) WHERE state IN ('failed', 'cancel
 CREATE INDEX ON bqx.job_ledger (finished_at);
 
 -- What each month of a derived table was computed from. Without a fingerprint, its rows have followed the bars, change by
--- change, since the month was written. `followed_as` is what the month's bars were kept in when all of them were read
--- last (_followed_as): while that is the same, every later change is known.
+-- change, since the month was written. `followed_as` is what the month's bars and rows were kept in when all bars were read
+-- last (_followed_as): while that is the same, every later change is known. `seen` is what could be seen then.
 CREATE TABLE bqx.month_ledger (
     family text NOT NULL,
     pair text NOT NULL,
@@ -44,6 +44,7 @@ CREATE TABLE bqx.month_ledger (
     input_fingerprint text,
     bars bigint NOT NULL,
     followed_as text,
+    seen pg_snapshot,
     run_id bigint,
     computed_at timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     PRIMARY KEY (family, pair, month)
@@ -212,13 +213,13 @@ $$;
 CREATE FUNCTION bqx._finish_job(
     run_id bigint, family text, pair text, month date, state text, worker int, started_at timestamp with time zone,
     bars bigint, rows_written bigint, rows_removed bigint, input_fingerprint text, followed_as text,
-    error text, error_code text, error_hint text, caller bigint DEFAULT bqx._caller()
+    seen pg_snapshot, error text, error_code text, error_hint text, caller bigint DEFAULT bqx._caller()
 ) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    role_name name := bqx._role_of($16);
+    role_name name := bqx._role_of($17);
 BEGIN
     PERFORM bqx._check_own_run($1, role_name);
     IF $5 = 'done' THEN
@@ -227,7 +228,7 @@ BEGIN
     UPDATE bqx.job_ledger AS j
        SET state = $5, worker = $6, started_at = $7, finished_at = clock_timestamp(),
            bars = $8, rows_written = $9, rows_removed = $10,
-           error = $13, error_code = $14, error_hint = $15
+           error = $14, error_code = $15, error_hint = $16
      WHERE j.run_id = $1 AND j.family = $2 AND j.pair = $3 AND j.month = $4 AND j.state = 'pending';
     IF NOT FOUND THEN
         RAISE EXCEPTION USING
@@ -235,11 +236,11 @@ BEGIN
             MESSAGE = format('run %s has no open job %s %s %s', $1, $2, $3, to_char($4, 'YYYY-MM'));
     END IF;
     IF $5 = 'done' THEN
-        INSERT INTO bqx.month_ledger AS m (family, pair, month, input_fingerprint, bars, followed_as, run_id)
-        VALUES ($2, $3, $4, $11, $8, $12, $1)
+        INSERT INTO bqx.month_ledger AS m (family, pair, month, input_fingerprint, bars, followed_as, seen, run_id)
+        VALUES ($2, $3, $4, $11, $8, $12, $13, $1)
         ON CONFLICT (family, pair, month) DO UPDATE
            SET input_fingerprint = excluded.input_fingerprint, bars = excluded.bars,
-               followed_as = excluded.followed_as, run_id = excluded.run_id,
+               followed_as = excluded.followed_as, seen = excluded.seen, run_id = excluded.run_id,
                computed_at = CASE WHEN m.input_fingerprint = excluded.input_fingerprint
                                   THEN m.computed_at ELSE excluded.computed_at END;
     END IF;
@@ -353,59 +354,57 @@ AS $$
        AND bqx._may_read_derived(bqx._role_of($3)::name, m.family, m.pair)
 $$;
 
--- Whether a month has just so many bars.
-CREATE FUNCTION bqx._has_bars(m1 regclass, month date, expected bigint) RETURNS boolean
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    found_bars bigint;
-BEGIN
-    EXECUTE format('SELECT count(*) FROM (SELECT FROM %s WHERE time >= %s AND time < %s LIMIT $3) AS b', m1,
-                   bqx._as_key(m1, 'time', '$1'), bqx._as_key(m1, 'time', '$2'))
-       INTO found_bars USING bqx._month_start(month), bqx._month_start(bqx._next_month(month)), expected + 1;
-    RETURN found_bars = expected;
-END
-$$;
-
--- Notes that so many rows of these months, and some of the months that lost bars, have followed changes of their bars. In a month
--- that nothing was recorded of, as the coming one is, those may be all there are: then its later changes are known.
+-- Notes that rows of these months, and some of the months that lost bars, have followed changes of their bars. True if nothing
+-- was recorded of one of the months before.
 CREATE FUNCTION bqx._note_followed(
-    pair text, families text[], months date[], rows_followed bigint[], first_removed date, last_removed date,
-    caller bigint DEFAULT bqx._caller())
-RETURNS void
+    pair text, families text[], months date[], first_removed date, last_removed date, caller bigint DEFAULT bqx._caller())
+RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    role_name name := bqx._role_of($7);
+    role_name name := bqx._role_of($6);
+    has_new_months boolean := false;
 BEGIN
     PERFORM bqx._check_may_write(role_name, bqx._derived_name(f, $1)) FROM unnest(families) AS f;
-    -- the usual case, for bars that come one by one: it is noted
-    IF (SELECT count(*) FROM bqx.month_ledger AS m
-         WHERE m.family = ANY ($2) AND m.pair = $1 AND m.month = ANY ($3) AND m.input_fingerprint IS NULL)
-       < cardinality($2) * cardinality($3) THEN
-        INSERT INTO bqx.month_ledger AS m (family, pair, month, bars, followed_as)
-        SELECT f, $1, n.month, 1, CASE
-                   WHEN NOT EXISTS (SELECT FROM bqx.month_ledger AS k WHERE (k.family, k.pair, k.month) = (f, $1, n.month))
-                        AND bqx._has_bars(bqx._m1_table($1), n.month, n.followed)
-                   THEN bqx._followed_by(f, $1, bqx._followed_as($1, n.month)) END
-          FROM unnest($2) AS f, unnest($3, $4) AS n (month, followed)
-            ON CONFLICT (family, pair, month) DO UPDATE SET input_fingerprint = NULL, bars = greatest(m.bars, 1)
-         WHERE m.input_fingerprint IS NOT NULL;
+    -- The usual case, for bars that come one by one: it is noted. With one snapshot throughout that can't be told.
+    IF current_setting('transaction_isolation') <> 'read committed'
+       OR (SELECT count(*) FROM bqx.month_ledger AS m
+            WHERE m.family = ANY ($2) AND m.pair = $1 AND m.month = ANY ($3) AND m.input_fingerprint IS NULL)
+          < cardinality($2) * cardinality($3) THEN
+        WITH noted AS (
+            INSERT INTO bqx.month_ledger AS m (family, pair, month, bars)
+            SELECT f, $1, d, 1 FROM unnest($2) AS f, unnest($3) AS d
+                ON CONFLICT (family, pair, month) DO UPDATE SET input_fingerprint = NULL, bars = greatest(m.bars, 1)
+             RETURNING m.xmax = 0 AS is_new)
+        SELECT coalesce(bool_or(n.is_new), false) INTO has_new_months FROM noted AS n;
     END IF;
-    IF $5 IS NOT NULL THEN
+    IF $4 IS NOT NULL THEN
         UPDATE bqx.month_ledger AS m SET input_fingerprint = NULL
-         WHERE m.family = ANY ($2) AND m.pair = $1 AND m.month BETWEEN $5 AND $6 AND m.input_fingerprint IS NOT NULL;
+         WHERE m.family = ANY ($2) AND m.pair = $1 AND m.month BETWEEN $4 AND $5 AND m.input_fingerprint IS NOT NULL;
     END IF;
+    RETURN has_new_months;
+END
+$$;
+
+-- Records what a month is kept in, where nothing was recorded of it before.
+CREATE FUNCTION bqx._record_followed_as(
+    family text, pair text, month date, followed_as text, caller bigint DEFAULT bqx._caller()) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_may_write(bqx._role_of($5), bqx._derived_name($1, $2));
+    UPDATE bqx.month_ledger AS m SET followed_as = $4
+     WHERE m.family = $1 AND m.pair = $2 AND m.month = $3 AND m.followed_as IS NULL AND m.input_fingerprint IS NULL;
 END
 $$;
 
 -- What is recorded of a pair's months.
 CREATE FUNCTION bqx._recorded_states(pair text, caller bigint DEFAULT bqx._caller())
-RETURNS TABLE (family text, month date, bars bigint, followed_as text)
+RETURNS TABLE (family text, month date, bars bigint, followed_as text, seen pg_snapshot)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT m.family, m.month, m.bars, m.followed_as FROM bqx.month_ledger AS m
+    SELECT m.family, m.month, m.bars, m.followed_as, m.seen FROM bqx.month_ledger AS m
      WHERE m.pair = $1 AND bqx._may_read_derived(bqx._role_of($2)::name, m.family, m.pair)
 $$;
 

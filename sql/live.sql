@@ -30,8 +30,9 @@ BEGIN
     PERFORM bqx._check_can_follow(p) FROM unnest(chosen) AS p;
     FOREACH chosen_pair IN ARRAY chosen LOOP
         m1 := bqx._m1_table(chosen_pair);
-        was_live := bqx._is_live(m1);
+        was_live := bqx._is_live(chosen_pair);
         IF NOT was_live THEN
+            PERFORM bqx._drop_live_triggers(m1);  -- of another name that the table had
             PERFORM bqx._create_live_triggers(chosen_pair, m1);
         END IF;
         PERFORM bqx._note_changes_of(chosen_pair, m1);
@@ -52,9 +53,34 @@ COMMENT ON PROCEDURE bqx.enable_live(text[]) IS
     'From now on the derived rows are there when the transaction commits that changed the bars';
 
 -- Whether a pair's M1 table has the triggers of live mode.
-CREATE FUNCTION bqx._is_live(m1 regclass) RETURNS boolean
+CREATE FUNCTION bqx._is_live(pair text) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = m1 AND t.tgname = 'bqx_live') $$;
+AS $$
+    SELECT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = to_regclass(format('bqx.%I', 'm1_' || pair))
+                      AND t.tgname = 'bqx_live' AND bqx._is_trigger_for(t.tgargs, pair))
+$$;
+
+CREATE FUNCTION bqx._drop_live_triggers(m1 regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    live record;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = m1 AND t.tgname IN ('bqx_live', 'bqx_live_begin')) THEN
+        RETURN;
+    END IF;
+    -- The parent first, as others lock; and as DROP TRIGGER will, lest a feed that has read bars waits to write some.
+    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', m1);
+    FOR live IN
+        SELECT t.tgrelid::regclass AS rel, t.tgname FROM pg_trigger AS t
+         WHERE t.tgname IN ('bqx_live', 'bqx_live_begin')
+           AND t.tgrelid IN (SELECT m1::oid UNION SELECT p.relid::oid FROM pg_partition_tree(m1) AS p)
+         ORDER BY t.tgrelid <> m1, t.tgrelid
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', live.tgname, live.rel);
+    END LOOP;
+END
+$$;
 
 CREATE PROCEDURE bqx.disable_live(pairs text[] DEFAULT NULL)
 LANGUAGE plpgsql
@@ -63,7 +89,6 @@ DECLARE
     chosen pg_catalog.text[];
     chosen_pair pg_catalog.text;
     m1 pg_catalog.regclass;
-    live record;
 BEGIN
     PERFORM bqx._require_top_level('disable_live'::pg_catalog.text);
     COMMIT;
@@ -71,22 +96,13 @@ BEGIN
     SET LOCAL search_path TO pg_catalog, pg_temp;
     chosen := bqx._check_pairs(pairs);
     IF chosen IS NULL THEN
-        chosen := ARRAY(SELECT p.pair FROM bqx.pairs AS p WHERE bqx._is_live(to_regclass(format('bqx.%I', 'm1_' || p.pair))) ORDER BY 1);
+        chosen := ARRAY(SELECT p.pair FROM bqx.pairs AS p WHERE bqx._is_live(p.pair) ORDER BY 1);
     END IF;
     PERFORM bqx._m1_table(p) FROM unnest(chosen) AS p;  -- all are checked before the first is touched
     FOREACH chosen_pair IN ARRAY chosen LOOP
         m1 := bqx._m1_table(chosen_pair);
-        IF bqx._is_live(m1) THEN
-            -- The parent first, as others lock; and as DROP TRIGGER will, lest a feed that has read bars waits to write some.
-            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', m1);
-            FOR live IN
-                SELECT t.tgrelid::regclass AS rel, t.tgname FROM pg_trigger AS t
-                 WHERE t.tgname IN ('bqx_live', 'bqx_live_begin')
-                   AND t.tgrelid IN (SELECT m1::oid UNION SELECT p.relid::oid FROM pg_partition_tree(m1) AS p)
-                 ORDER BY t.tgrelid <> m1, t.tgrelid
-            LOOP
-                EXECUTE format('DROP TRIGGER %I ON %s', live.tgname, live.rel);
-            END LOOP;
+        IF bqx._is_live(chosen_pair) THEN
+            PERFORM bqx._drop_live_triggers(m1);
             RAISE NOTICE '%: not live any more; changes are noted for bqx.refresh', chosen_pair;
         ELSE
             RAISE NOTICE '%: was not live', chosen_pair;

@@ -38,42 +38,34 @@ RETURNS TABLE (family text, month date, reason text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    m1 regclass := bqx._m1_table(pair);
     known_months date[] := bqx._months_to_fill(families, pair, NULL, NULL);
-    month_starts timestamptz[] := ARRAY(SELECT bqx._month_start(m) FROM unnest(known_months) WITH ORDINALITY AS k (m, i) ORDER BY i);
 BEGIN
     RETURN QUERY
-    WITH parts AS MATERIALIZED (
-        SELECT p.* FROM bqx._m1_parts(m1) AS p
-    ), kept AS MATERIALIZED (
-        SELECT k.month, k.starts_at, bqx._month_start(bqx._next_month(k.month)) AS ends_at, k.since
-          FROM unnest(known_months, month_starts, bqx._lookback_starts(m1, month_starts, bqx._longest_lookback(pair)))
-               AS k (month, starts_at, since)
-    ), followed AS MATERIALIZED (  -- as _followed_as
-        SELECT k.month, k.starts_at, k.ends_at,
-               CASE WHEN count(p.from_ts) = 0 THEN 'no partition'
-                    WHEN count(p.from_ts) = count(p.identity) THEN string_agg(p.identity, ' ' ORDER BY p.from_ts) END AS kept_in
-          FROM kept AS k LEFT JOIN parts AS p ON p.from_ts < k.ends_at AND p.to_ts > k.since
-         GROUP BY k.month, k.starts_at, k.ends_at
+    WITH bars AS MATERIALIZED (
+        SELECT i.* FROM bqx._m1_identities(pair, known_months) AS i
+    ), kept AS MATERIALIZED (  -- as _followed_as has it
+        SELECT f AS family, d.month, b.identity || ' / ' || d.identity AS kept_in
+          FROM unnest(families) AS f CROSS JOIN LATERAL bqx._derived_identities(f, pair, known_months) AS d
+          JOIN bars AS b ON b.month = d.month
     ), recorded AS MATERIALIZED (
         SELECT r.* FROM bqx._recorded_states(pair) AS r
     ), stored AS MATERIALIZED (
         SELECT f AS family, s.* FROM unnest(families) AS f, LATERAL bqx._filled_parts(bqx._derived_table(f, pair)) AS s
     )
-    SELECT f, k.month, CASE WHEN r.month IS NULL THEN 'never computed'
-                            WHEN r.followed_as IS DISTINCT FROM k.kept_in || t.shape OR k.kept_in IS NULL THEN 'changes are not known'
-                            ELSE 'rows are gone' END
-      FROM unnest(families) AS f CROSS JOIN LATERAL bqx._followed_by(f, pair, '') AS t (shape) CROSS JOIN followed AS k
-      LEFT JOIN recorded AS r ON r.family = f AND r.month = k.month
-     WHERE r.month IS NULL OR r.followed_as IS DISTINCT FROM k.kept_in || t.shape OR k.kept_in IS NULL
-        OR r.bars > 0 AND NOT EXISTS (SELECT FROM stored AS s
-                                       WHERE s.family = f AND s.from_ts < k.ends_at AND s.to_ts > k.starts_at)
-     ORDER BY k.month, f;
+    SELECT k.family, k.month, CASE WHEN r.month IS NULL THEN 'never computed'
+                                   WHEN r.followed_as IS DISTINCT FROM k.kept_in OR k.kept_in IS NULL THEN 'changes are not known'
+                                   ELSE 'rows are gone' END
+      FROM kept AS k LEFT JOIN recorded AS r ON r.family = k.family AND r.month = k.month
+     WHERE r.month IS NULL OR r.followed_as IS DISTINCT FROM k.kept_in OR k.kept_in IS NULL
+        OR r.bars > 0 AND NOT EXISTS (
+               SELECT FROM stored AS s
+                WHERE s.family = k.family AND s.from_ts < bqx._month_start(bqx._next_month(k.month))
+                  AND s.to_ts > bqx._month_start(k.month))
+     ORDER BY k.month, k.family;
 END
 $$;
 
--- The parts of a derived table that have storage for rows: what was truncated, dropped, or (unlogged) lost in a crash
--- has none.
+-- The parts of a derived table that have storage for rows: what was lost in a crash (unlogged) has none.
 CREATE FUNCTION bqx._filled_parts(derived regclass) RETURNS TABLE (from_ts timestamp with time zone, to_ts timestamp with time zone)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -115,48 +107,78 @@ BEGIN
 END
 $$;
 
--- The noted changes of a pair, in stretches: those that lie so near that rows in between are affected, too, are one, as in
--- core/src/changed_ranges.rs.
+-- The noted changes of a pair, in stretches: those that lie so near that rows in between are affected, too, are one.
 CREATE FUNCTION bqx._noted_stretches(pair text)
-RETURNS TABLE (change_ids bigint[], from_ts timestamp with time zone, to_ts timestamp with time zone, removed boolean)
+RETURNS TABLE (change_ids bigint[], transaction_ids xid8[], from_ts timestamp with time zone, to_ts timestamp with time zone,
+               removed boolean)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT array_agg(n.change_id), min(n.from_ts), max(n.to_ts), bool_or(n.removed)
-      FROM (SELECT n.*, count(*) FILTER (WHERE n.from_ts > n.reached + interval '630 minutes') OVER (ORDER BY n.from_ts, n.change_id) AS stretch
+    SELECT array_agg(n.change_id), array_agg(n.transaction_id), min(n.from_ts), max(n.to_ts), bool_or(n.removed)
+      FROM (SELECT n.*, count(*) FILTER (WHERE n.from_ts > least(n.reached, '290000-01-01 00:00+00') + bqx._merged_gap())
+                        OVER (ORDER BY n.from_ts, n.change_id) AS stretch
               FROM (SELECT n.*, max(n.to_ts) OVER (ORDER BY n.from_ts, n.change_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS reached
                       FROM bqx._noted_changes(pair) AS n) AS n) AS n
      GROUP BY n.stretch
 $$;
 
--- The noted changes of a pair, and the tail that is missing (without change_ids), with the months of the rows that they
--- affect. `by_month`: better computed by the month.
-CREATE FUNCTION bqx._changes_to_follow(pair text, families text[])
-RETURNS TABLE (change_ids bigint[], from_ts timestamp with time zone, to_ts timestamp with time zone, removed boolean,
-               months date[], by_month boolean)
+-- Changes of a pair's bars, or a tail of rows that is missing (without ids), with the months of the rows that they affect.
+-- `by_month`: better computed by the month.
+CREATE TYPE bqx._change AS (
+    change_ids bigint[], transaction_ids xid8[], from_ts timestamp with time zone, to_ts timestamp with time zone,
+    removed boolean, months date[], by_month boolean);
+
+CREATE FUNCTION bqx._changes_to_follow(pair text, families text[]) RETURNS SETOF bqx._change
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     m1 regclass := bqx._m1_table(pair);
+    change bqx._change;
     known_months date[];
     lookback int;
     tables_follow boolean;
     last_affected timestamptz;
 BEGIN
-    FOR change_ids, from_ts, to_ts, removed IN
-        SELECT n.change_ids, n.from_ts, n.to_ts, n.removed FROM bqx._noted_stretches(pair) AS n
-        UNION ALL SELECT NULL, t.from_ts, t.to_ts, false FROM bqx._missing_tail(pair, families) AS t WHERE t.to_ts IS NOT NULL
+    FOR change IN
+        SELECT n.*, NULL::date[], NULL::boolean FROM bqx._noted_stretches(pair) AS n
+        UNION ALL SELECT NULL, NULL, t.from_ts, t.to_ts, false, NULL, NULL FROM bqx._missing_tail(pair, families) AS t
+                   WHERE t.to_ts IS NOT NULL
     LOOP
         IF known_months IS NULL THEN
             known_months := bqx._months_to_fill(families, pair, NULL, NULL);
             lookback := bqx._longest_lookback(pair);
             tables_follow := (SELECT bool_and(bqx._why_not_followed(bqx._derived_table(f, pair)) IS NULL) FROM unnest(families) AS f);
         END IF;
-        last_affected := bqx._last_affected(m1, to_ts, lookback);
-        months := ARRAY(SELECT m FROM unnest(known_months) AS m
-                         WHERE bqx._month_start(bqx._next_month(m)) > from_ts AND bqx._month_start(m) <= last_affected);
-        by_month := NOT tables_follow OR NOT isfinite(from_ts) OR NOT isfinite(to_ts) OR to_ts - from_ts > bqx._longest_followed();
-        RETURN NEXT;
+        last_affected := bqx._last_affected(m1, change.to_ts, lookback);
+        change.months := ARRAY(SELECT m FROM unnest(known_months) AS m
+                                WHERE bqx._month_start(bqx._next_month(m)) > change.from_ts AND bqx._month_start(m) <= last_affected);
+        change.by_month := NOT tables_follow OR NOT isfinite(change.from_ts) OR NOT isfinite(change.to_ts)
+                           OR change.to_ts - change.from_ts > bqx._longest_followed();
+        RETURN NEXT change;
     END LOOP;
+END
+$$;
+
+-- Forgets changes of a pair that every month saw, of both families, that they affect.
+CREATE FUNCTION bqx._forget_answered(pair text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    families text[] := bqx._families_of(pair);
+    answered bigint[];
+BEGIN
+    IF families = '{}' OR NOT EXISTS (SELECT FROM bqx._noted_changes(pair)) THEN
+        RETURN;
+    END IF;
+    answered := ARRAY(
+        SELECT id FROM bqx._changes_to_follow(pair, families) AS c, unnest(c.change_ids) AS id
+         WHERE NOT EXISTS (
+             SELECT FROM unnest(c.months) AS m CROSS JOIN unnest(families) AS f
+               LEFT JOIN bqx._recorded_states(pair) AS r ON r.family = f AND r.month = m
+              WHERE r.seen IS NULL
+                 OR EXISTS (SELECT FROM unnest(c.transaction_ids) AS x WHERE NOT pg_visible_in_snapshot(x, r.seen))));
+    IF answered <> '{}' THEN
+        PERFORM bqx._forget_changes(pair, answered);
+    END IF;
 END
 $$;
 
@@ -213,66 +235,93 @@ AS $$
 $$;
 
 -- The partitions of the coming months, of M1 too, as far as the caller owns the tables; returns how many it made. What is in
--- the way of one (a partition that was detached, for instance) keeps nobody from what there is to compute.
+-- the way of one (a partition that was detached, for instance, or a lock) keeps nobody from what there is to compute, and no
+-- feed waiting.
 CREATE FUNCTION bqx._ensure_coming_months(pair text) RETURNS int
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms'
 AS $$
 DECLARE
-    newest date := bqx._month_of((bqx._m1_span(bqx._m1_table(pair))).last_bar);
-    coming date[] := ARRAY(SELECT bqx._months(newest, bqx._months_after(newest, greatest(bqx._months_ahead(), 1))));
+    newest date;
+    coming date[];
     lacking record;
     made int := 0;
     message text;
     hint text;
 BEGIN
+    newest := bqx._month_of((bqx._m1_span(bqx._m1_table(pair))).last_bar);
+    coming := ARRAY(SELECT bqx._months(bqx._months_after(newest, 1), bqx._months_after(newest, greatest(bqx._months_ahead(), 1))));
     IF NOT EXISTS (SELECT FROM bqx._tables_that_lack(pair, coming)) THEN
         RETURN 0;
     END IF;
     PERFORM bqx._await_makers_of_partitions(pair);
     FOR lacking IN SELECT * FROM bqx._tables_that_lack(pair, coming) LOOP
-        BEGIN
-            made := made + bqx._ensure_partitions(lacking.rel, lacking.key_column, coming);
-        EXCEPTION
-            WHEN duplicate_table THEN
-                GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, hint = PG_EXCEPTION_HINT;
-                RAISE WARNING USING MESSAGE = message, HINT = hint;
-        END;
+        made := made + bqx._ensure_partitions(lacking.rel, lacking.key_column, coming);
     END LOOP;
     RETURN made;
+EXCEPTION
+    WHEN OTHERS THEN
+        GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, hint = PG_EXCEPTION_HINT;
+        RAISE WARNING USING MESSAGE = format('%s: partitions of coming months could not be made: %s', pair, message), HINT = hint;
+        RETURN 0;
 END
 $$;
 
--- What refresh found to do for a pair: changes that it has followed; months for jobs, and changes that those answer. Or what
--- kept it from following one.
+-- New partitions get their triggers, and those that were enabled by hand fire for replicas again, if the caller owns M1.
+CREATE FUNCTION bqx._mend_triggers(pair text, has_new_partitions boolean) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms'
+AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(pair);
+BEGIN
+    IF pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = m1), 'USAGE')
+       AND (has_new_partitions
+            OR EXISTS (SELECT FROM unnest(m1::oid || bqx._leaves(m1)::oid[]) AS leaf JOIN pg_trigger AS t ON t.tgrelid = leaf
+                        WHERE t.tgname IN ('bqx_set_rate_index', 'bqx_note_change', 'bqx_live_begin', 'bqx_live')
+                          AND t.tgenabled IN ('O', 'R'))) THEN
+        PERFORM bqx._keep_triggers_everywhere(m1);
+    END IF;
+EXCEPTION
+    WHEN lock_not_available THEN
+        RAISE WARNING '%: triggers of its partitions are left to the next refresh: %', pair, SQLERRM;
+END
+$$;
+
+-- What refresh found to do for a pair: changes that it has followed, and months for jobs. Or what kept it from something.
 CREATE TYPE bqx._refreshed AS (
-    rows_followed bigint, changes_followed bigint, months date[], families text[], change_ids bigint[],
-    error text, error_code text, error_hint text);
+    rows_followed bigint, changes_followed bigint, months date[], families text[], error text, error_code text, error_hint text);
 
 -- Follows changes each on its own, and says which could not be followed.
-CREATE FUNCTION bqx._follow_one_by_one(
-    pair text, change_ids bigint[], froms timestamp with time zone[], tos timestamp with time zone[], removals boolean[],
-    done bqx._refreshed) RETURNS bqx._refreshed
+CREATE FUNCTION bqx._follow_one_by_one(pair text, changes bqx._change[], done bqx._refreshed) RETURNS bqx._refreshed
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    change bqx._change;
     message text;
     detail text;
 BEGIN
-    FOR i IN 1..cardinality(froms) LOOP
+    FOREACH change IN ARRAY changes LOOP
         BEGIN
-            done.rows_followed := done.rows_followed + bqx._follow_changes(pair, froms[i:i], tos[i:i], removals[i:i]);
-            PERFORM bqx._forget_changes(ARRAY(
-                SELECT n.change_id FROM bqx._noted_changes(pair) AS n
-                 WHERE n.change_id = ANY (change_ids) AND n.from_ts >= froms[i] AND n.to_ts <= tos[i]));
+            done.rows_followed := done.rows_followed + bqx._follow_changes(
+                pair, ARRAY[change.from_ts], ARRAY[change.to_ts], ARRAY[change.removed]);
+            PERFORM bqx._forget_changes(pair, change.change_ids);
             done.changes_followed := done.changes_followed + 1;
         EXCEPTION
             WHEN OTHERS THEN
                 GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL;
                 GET STACKED DIAGNOSTICS done.error_code = RETURNED_SQLSTATE, done.error_hint = PG_EXCEPTION_HINT;
-                done.error := pair || ': ' || message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END;
-                done.error_hint := coalesce(nullif(done.error_hint, ''), bqx._hint_for(done.error_code));
+                done := bqx._with_error(pair, done, message, detail);
         END;
     END LOOP;
+    RETURN done;
+END
+$$;
+
+CREATE FUNCTION bqx._with_error(pair text, done bqx._refreshed, message text, detail text) RETURNS bqx._refreshed
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    done.error := pair || ': ' || message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END;
+    done.error_hint := coalesce(nullif(done.error_hint, ''), bqx._hint_for(done.error_code));
     RETURN done;
 END
 $$;
@@ -283,50 +332,58 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     families text[] := bqx._families_of(pair);
-    done bqx._refreshed := ROW(0, 0, '{}', '{}', '{}', NULL, NULL, NULL);
+    done bqx._refreshed := ROW(0, 0, '{}', '{}', NULL, NULL, NULL);
+    changes bqx._change[];
     checked record;
-    change record;
-    is_covered boolean;
-    followed bigint[] := '{}';
-    froms timestamptz[] := '{}';
-    tos timestamptz[] := '{}';
-    removals boolean[] := '{}';
 BEGIN
+    PERFORM bqx._check_ready_for_backfill(pair, families);
     PERFORM bqx._await_followers(pair, false);  -- what is asked from here on is later
+    PERFORM bqx._forget_answered(pair);
+    changes := ARRAY(SELECT c FROM bqx._changes_to_follow(pair, families) AS c);
     FOR checked IN
         SELECT c.family, c.month FROM bqx._months_to_check(pair, families) AS c
-        UNION SELECT f, m FROM bqx._changes_to_follow(pair, families) AS c, unnest(c.months) AS m, unnest(families) AS f
-               WHERE c.by_month
+        UNION SELECT f, m FROM unnest(changes) AS c, unnest(c.months) AS m, unnest(families) AS f WHERE c.by_month
          ORDER BY month, family
     LOOP
         done.months := done.months || checked.month;
         done.families := done.families || checked.family;
     END LOOP;
-    FOR change IN SELECT c.* FROM bqx._changes_to_follow(pair, families) AS c LOOP
-        is_covered := NOT EXISTS (
-            SELECT FROM unnest(change.months) AS m, unnest(families) AS f
-             WHERE (m, f) NOT IN (SELECT j.m, j.f FROM unnest(done.months, done.families) AS j (m, f)));
-        CONTINUE WHEN change.by_month AND NOT is_covered;  -- noted since the months were chosen: for the next refresh
-        IF change.by_month OR change.months <> '{}' AND is_covered THEN
-            done.change_ids := done.change_ids || change.change_ids;  -- its months are read anyway
-        ELSE
-            followed := followed || change.change_ids;
-            froms := froms || change.from_ts;
-            tos := tos || change.to_ts;
-            removals := removals || change.removed;
-        END IF;
-    END LOOP;
-    IF froms <> '{}' THEN
+    -- What affects just months that jobs will read is left to those.
+    changes := ARRAY(
+        SELECT c FROM unnest(changes) AS c
+         WHERE NOT c.by_month AND (c.months = '{}' OR EXISTS (
+             SELECT FROM unnest(c.months) AS m, unnest(families) AS f
+              WHERE (m, f) NOT IN (SELECT j.m, j.f FROM unnest(done.months, done.families) AS j (m, f)))));
+    IF changes <> '{}' THEN
         BEGIN
-            done.rows_followed := bqx._follow_changes(pair, froms, tos, removals);
-            done.changes_followed := cardinality(froms);
-            PERFORM bqx._forget_changes(followed);
+            done.rows_followed := (
+                SELECT bqx._follow_changes(pair, array_agg(c.from_ts), array_agg(c.to_ts), array_agg(c.removed)) FROM unnest(changes) AS c);
+            done.changes_followed := cardinality(changes);
+            PERFORM bqx._forget_changes(pair, c.change_ids) FROM unnest(changes) AS c WHERE c.change_ids IS NOT NULL;
         EXCEPTION
             WHEN OTHERS THEN  -- one by one: a bad bar of the past is no reason to do without the newest
-                done := bqx._follow_one_by_one(pair, followed, froms, tos, removals, done);
+                done := bqx._follow_one_by_one(pair, changes, done);
         END;
     END IF;
     RETURN done;
+END
+$$;
+
+-- One pair's trouble is not the others'.
+CREATE FUNCTION bqx._try_to_refresh_pair(pair text) RETURNS bqx._refreshed
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    failed bqx._refreshed := ROW(0, 0, '{}', '{}', NULL, NULL, NULL);
+    message text;
+    detail text;
+BEGIN
+    RETURN bqx._refresh_pair(pair);
+EXCEPTION
+    WHEN OTHERS THEN
+        GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL;
+        GET STACKED DIAGNOSTICS failed.error_code = RETURNED_SQLSTATE, failed.error_hint = PG_EXCEPTION_HINT;
+        RETURN bqx._with_error(pair, failed, message, detail);
 END
 $$;
 
@@ -347,6 +404,11 @@ BEGIN
         CASE WHEN partitions_made > 0 THEN format('%s partition(s) made', partitions_made) END,
         CASE WHEN refreshed.error IS NOT NULL THEN 'not all of it'
              WHEN refreshed.changes_followed = 0 AND months_to_read = 0 THEN 'up to date' END);
+    IF EXISTS (SELECT FROM bqx._m1_identities(pair, refreshed.months) AS i WHERE i.identity IS NULL) THEN
+        RAISE NOTICE USING
+            MESSAGE = format('%s: not all changes of its bars are noted, so every refresh reads these months', pair),
+            HINT = format('CALL bqx.index_m1(ARRAY[%L]);  puts the triggers in order, unless the table is unlogged, foreign or inherited from.', pair);
+    END IF;
 END
 $$;
 
@@ -395,7 +457,6 @@ DECLARE
     refreshed bqx._refreshed;
     run pg_catalog.int8;
     units pg_catalog.int8 := 0;
-    answered pg_catalog.int8[] := '{}';
     failures bqx._refreshed[] := '{}';
 BEGIN
     PERFORM bqx._require_top_level('refresh'::pg_catalog.text);
@@ -403,28 +464,25 @@ BEGIN
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path TO pg_catalog, pg_temp;
     chosen := bqx._pairs_to_refresh(pairs);
-    PERFORM bqx._check_ready_for_backfill(p, bqx._families_of(p)) FROM unnest(chosen) AS p;
+    IF pairs IS NOT NULL THEN  -- of those that were asked for, all are checked before the first is touched
+        PERFORM bqx._check_ready_for_backfill(p, bqx._families_of(p)) FROM unnest(chosen) AS p;
+    END IF;
     FOREACH chosen_pair IN ARRAY chosen LOOP
         made := bqx._ensure_coming_months(chosen_pair);
+        COMMIT;  -- so that no lock is held that who writes bars waits for
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        PERFORM bqx._mend_triggers(chosen_pair, made > 0);
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;
-        IF made > 0 THEN
-            -- now that no lock is held that who writes bars waits for
-            PERFORM bqx._keep_triggers_everywhere(c.oid) FROM pg_catalog.pg_class AS c
-              WHERE c.oid = bqx._m1_table(chosen_pair) AND pg_catalog.pg_has_role(current_user, c.relowner, 'USAGE'::pg_catalog.text);
-            COMMIT;
-            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-            SET LOCAL search_path TO pg_catalog, pg_temp;
-        END IF;
-        refreshed := bqx._refresh_pair(chosen_pair);
+        refreshed := bqx._try_to_refresh_pair(chosen_pair);
         IF refreshed.error IS NOT NULL THEN
             failures := failures || refreshed;
         END IF;
         IF refreshed.months <> '{}' THEN
             run := bqx._plan_refresh(run, chosen, chosen_pair, refreshed);
             units := units + (SELECT count(DISTINCT m) FROM unnest(refreshed.months) AS m);
-            answered := answered || refreshed.change_ids;
         END IF;
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
@@ -438,7 +496,7 @@ BEGIN
         SET LOCAL search_path TO pg_catalog, pg_temp;
         CALL bqx._work_off(run, CASE WHEN units <= few_units THEN 0 END, true);
         SET LOCAL search_path TO pg_catalog, pg_temp;
-        PERFORM bqx._forget_changes(answered);
+        PERFORM bqx._forget_answered(p) FROM unnest(chosen) AS p;
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;

@@ -15,6 +15,7 @@ use bqx_core::changed_ranges::{ChangedRange, ChangedRanges};
 use pgrx::datum::Internal;
 use pgrx::prelude::*;
 
+use crate::bar_scan;
 use crate::errors::Failure;
 use crate::live;
 use crate::series::{INFINITY, MINUS_INFINITY};
@@ -31,8 +32,9 @@ pub struct Noted {
     pub role: pg_sys::Oid,
     /// Those that nobody has dealt with yet.
     pub ranges: ChangedRanges,
-    /// Those whose rows were computed: a savepoint that is rolled back may take the rows along, and not the bars.
-    computed: ChangedRanges,
+    /// Those whose rows were computed, with the savepoint (a subtransaction; later ones have greater numbers) in which they were: when
+    /// it is rolled back, the rows go, and perhaps not the bars.
+    computed: Vec<(pg_sys::SubTransactionId, ChangedRanges)>,
     /// The pair's M1 table, or its partition, that was seen last.
     relation: pg_sys::Oid,
 }
@@ -56,7 +58,14 @@ fn take(pair: &str) -> ChangedRanges {
             return ChangedRanges::default();
         };
         let ranges = std::mem::take(&mut changes.ranges);
-        ranges.as_slice().iter().for_each(|&range| changes.computed.note_range(range));
+        // Safety: a plain read of this backend's state.
+        let savepoint = unsafe { pg_sys::GetCurrentSubTransactionId() };
+        if changes.computed.last().is_none_or(|(last, _)| *last != savepoint) {
+            changes.computed.push((savepoint, ChangedRanges::default()));
+        }
+        if let Some((_, computed)) = changes.computed.last_mut() {
+            ranges.as_slice().iter().for_each(|&range| computed.note_range(range));
+        }
         ranges
     })
 }
@@ -122,6 +131,7 @@ fn _follow_live(fcinfo: pg_sys::FunctionCallInfo) -> Internal {
     no_row()
 }
 
+#[pg_guard]
 unsafe extern "C-unwind" {
     /// Whether two values of a type are the same bits, however they are stored. Not in the bindings.
     fn datum_image_eq(one: pg_sys::Datum, other: pg_sys::Datum, by_value: bool, length: c_int) -> bool;
@@ -210,6 +220,9 @@ impl TriggerCall {
         [c"rate_index", c"close"].into_iter().all(|name| {
             // Safety: both rows are of this descriptor, and their values of the column's type.
             unsafe {
+                if bar_scan::is_virtual((*self.relation).rd_att, name) {
+                    return false; // what it is computed from may be any column
+                }
                 match (self.column(self.row, name), self.column(self.new_row, name)) {
                     (Some((old, type_id)), Some((new, _))) => {
                         let (mut length, mut by_value) = (0, false);
@@ -249,19 +262,20 @@ impl TriggerCall {
 
     fn note_range(&self, range: ChangedRange) {
         settle_before_commit();
+        let (pair, role, relation) = (self.pair(), current_role(), self.relation_oid());
+        let is_known = NOTED.with_borrow(|noted| {
+            noted.iter().any(|changes| changes.is_of(pair, role) && changes.relation == relation)
+        });
+        // Anybody may put a trigger on a table of theirs. Asked while nothing is borrowed, since it may fail.
+        if !is_known && !self.is_on_m1() {
+            return;
+        }
         NOTED.with_borrow_mut(|noted| {
-            let (pair, role, relation) = (self.pair(), current_role(), self.relation_oid());
-            let position = match noted.iter().rposition(|changes| changes.is_of(pair, role)) {
-                Some(position) if noted[position].relation == relation => position,
-                // anybody may put a trigger on a table of theirs
-                _ if !self.is_on_m1() => return,
-                Some(position) => position,
-                None => {
-                    let (ranges, computed) = Default::default();
-                    noted.push(Noted { pair: pair.to_owned(), role, ranges, computed, relation });
-                    noted.len() - 1
-                }
-            };
+            let position = noted.iter().position(|changes| changes.is_of(pair, role)).unwrap_or_else(|| {
+                let (ranges, computed) = Default::default();
+                noted.push(Noted { pair: pair.to_owned(), role, ranges, computed, relation });
+                noted.len() - 1
+            });
             noted[position].relation = relation;
             noted[position].ranges.note_range(range);
         });
@@ -299,24 +313,25 @@ unsafe extern "C-unwind" fn on_transaction_end(event: pg_sys::XactEvent::Type, _
         pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => settle(),
         pg_sys::XactEvent::XACT_EVENT_COMMIT
         | pg_sys::XactEvent::XACT_EVENT_PREPARE
-        | pg_sys::XactEvent::XACT_EVENT_ABORT => NOTED.with_borrow_mut(Vec::clear),
+        | pg_sys::XactEvent::XACT_EVENT_ABORT => drop(NOTED.take()),
         _ => {}
     }
 }
 
-/// Rows that were computed may be gone, with the savepoint; their bars may have come before it.
+/// Rows that were computed in it are gone, with the savepoint; their bars may have come before it.
 #[pg_guard]
 unsafe extern "C-unwind" fn on_savepoint_end(
     event: pg_sys::SubXactEvent::Type,
-    _savepoint: pg_sys::SubTransactionId,
+    savepoint: pg_sys::SubTransactionId,
     _parent: pg_sys::SubTransactionId,
     _arg: *mut std::ffi::c_void,
 ) {
     if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
         NOTED.with_borrow_mut(|noted| {
             for changes in noted {
-                let computed = std::mem::take(&mut changes.computed);
-                computed.as_slice().iter().for_each(|&range| changes.ranges.note_range(range));
+                while let Some((_, computed)) = changes.computed.pop_if(|(within, _)| *within >= savepoint) {
+                    computed.as_slice().iter().for_each(|&range| changes.ranges.note_range(range));
+                }
             }
         });
     }

@@ -178,7 +178,20 @@ impl Drop for IndexedTable {
     }
 }
 
-/// Number and type of a column.
+/// Whether a column is generated when it is read: rows as they are stored do not hold its value.
+///
+/// # Safety
+/// The descriptor must be that of an open relation.
+pub unsafe fn is_virtual(desc: pg_sys::TupleDesc, name: &CStr) -> bool {
+    // Safety: see above; a number above 0 is that of a column.
+    unsafe {
+        let number = pg_sys::SPI_fnumber(desc, name.as_ptr());
+        let columns = pgrx::PgTupleDesc::from_pg_copy(desc);
+        number > 0 && columns.get(number as usize - 1).is_some_and(|column| column.attgenerated as u8 == b'v')
+    }
+}
+
+/// Number and type of a column that is stored.
 ///
 /// # Safety
 /// The relation must be open.
@@ -187,7 +200,7 @@ unsafe fn column(relation: pg_sys::Relation, name: &CStr) -> Option<(c_int, pg_s
     unsafe {
         let desc = (*relation).rd_att;
         let number = pg_sys::SPI_fnumber(desc, name.as_ptr());
-        (number > 0).then(|| (number, pg_sys::SPI_gettypeid(desc, number)))
+        (number > 0 && !is_virtual(desc, name)).then(|| (number, pg_sys::SPI_gettypeid(desc, number)))
     }
 }
 

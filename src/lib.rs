@@ -53,6 +53,11 @@ mod time_partitions;
 mod verification;
 mod workers;
 
+/// What `#[pg_guard]` wraps functions of PostgreSQL's in that the bindings leave out: their errors are Rust's panics.
+mod ffi {
+    pub(crate) use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
+}
+
 ::pgrx::pg_module_magic!(name, version);
 
 /// Called by PostgreSQL when a session first uses a function of the library.
@@ -137,7 +142,9 @@ extension_sql_file!(
         live::_rows_to_store,
         live::_follow_changes,
         live::_lookback_starts,
-        live::_months_ahead
+        live::_months_ahead,
+        live::_merged_gap,
+        time_partitions::_parts_between
     ]
 );
 extension_sql_file!("../sql/refresh.sql", name = "refresh", requires = ["follow"]);

@@ -13,7 +13,7 @@ use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 
 use bqx_core::calendar::Month;
-use bqx_core::changed_ranges::ChangedRange;
+use bqx_core::changed_ranges::{ChangedRange, MERGED_GAP};
 use bqx_core::columns::{Column, Family};
 use pgrx::datum::{Date, TimestampWithTimeZone};
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
@@ -69,6 +69,12 @@ fn _months_ahead() -> i32 {
     MONTHS_AHEAD.get()
 }
 
+/// Changes of bars that lie no further apart are told as one.
+#[pg_extern(immutable)]
+fn _merged_gap() -> pgrx::datum::Interval {
+    pgrx::datum::Interval::from_seconds((MERGED_GAP / 1_000_000) as f64)
+}
+
 /// Whether rows are computed at once, in this session, at this moment.
 pub fn is_on() -> bool {
     LIVE.get()
@@ -93,6 +99,7 @@ pub fn is_part_of(relation: pg_sys::Oid, table: pg_sys::Oid) -> bool {
     }
 }
 
+#[pg_guard]
 unsafe extern "C-unwind" {
     /// The tables that a partition is a part of, a list of OIDs. Not in the bindings.
     fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
@@ -103,6 +110,17 @@ pub fn lock_pair(pair: &str) {
     // Safety: PostgreSQL's own function, with its argument.
     unsafe {
         direct_function_call_as_datum(pg_sys::pg_advisory_xact_lock_int8, &[pair_lock(pair).into_datum()])
+    };
+}
+
+/// Waits as [`lock_pair`], and keeps just those waiting who have that.
+fn share_pair(pair: &str) {
+    // Safety: PostgreSQL's own function, with its argument.
+    unsafe {
+        direct_function_call_as_datum(
+            pg_sys::pg_advisory_xact_lock_shared_int8,
+            &[pair_lock(pair).into_datum()],
+        )
     };
 }
 
@@ -124,6 +142,8 @@ pub fn follow(pair: &str, changes: &[ChangedRange]) -> i64 {
         return 0;
     }
     lock_pair(pair);
+    // Safety: takes note of what others changed about tables while we waited.
+    unsafe { pg_sys::AcceptInvalidationMessages() };
     let Some(tables) = PairTables::of(pair) else { return 0 };
     check_may_read(tables.m1);
     // Safety: advances the state of this backend's transaction, so that what it did can be seen.
@@ -135,7 +155,7 @@ pub fn follow(pair: &str, changes: &[ChangedRange]) -> i64 {
             Ok(())
         });
     };
-    check_sees_newest_bars(pair, for_each_affected_piece);
+    check_sees_the_newest(pair, &tables, changes, for_each_affected_piece);
     let mut stored = Stored::default();
     {
         // Safety: what it returns is pushed at once. In READ COMMITTED it is a new one, and the lock is held.
@@ -479,33 +499,46 @@ impl Stored {
     }
 }
 
-/// 40001 in a transaction that has one snapshot throughout, if that does not show the affected bars as they are now.
-fn check_sees_newest_bars(pair: &str, for_each_affected_piece: impl Fn(&mut dyn FnMut(&Rc<Series>))) {
+/// 40001 in a transaction that has one snapshot throughout, if that does not show the affected bars as they are now, or the rows
+/// that may have to go with bars.
+fn check_sees_the_newest(
+    pair: &str,
+    tables: &PairTables,
+    changes: &[ChangedRange],
+    for_each_affected_piece: impl Fn(&mut dyn FnMut(&Rc<Series>)),
+) {
     // Safety: a plain read of this backend's state.
     if unsafe { pg_sys::XactIsoLevel } < pg_sys::XACT_REPEATABLE_READ as i32 {
         return;
     }
-    let bars_in = |snapshot| {
+    let seen_in = |snapshot| {
         let _snapshot = ActiveSnapshot::push(snapshot);
-        let mut fingerprints = Vec::new();
+        let mut seen = Vec::new();
         for_each_affected_piece(&mut |piece| {
             let mut fingerprint = Fingerprint::new(piece.first, "");
             fingerprint.add(piece);
-            fingerprints.push(fingerprint.to_string());
+            seen.push(Some(fingerprint.to_string()));
         });
-        fingerprints
+        for range in changes.iter().filter(|range| range.removed) {
+            for table in &tables.derived {
+                let ends = (series::instant(range.from), series::instant(range.to));
+                let query = "SELECT bqx._row_times($1::pg_catalog.oid::pg_catalog.regclass, $2, $3)";
+                seen.push(one_value(query, &[table.oid.into(), ends.0, ends.1]));
+            }
+        }
+        seen
     };
     // Safety: takes no argument, and what it returns is pushed at once.
-    let now = bars_in(unsafe { pg_sys::GetLatestSnapshot() });
+    let now = seen_in(unsafe { pg_sys::GetLatestSnapshot() });
     // A bar that is at fault only in the old snapshot has been mended since; or it is there twice, since this transaction
     // inserted it after another had deleted it.
     let refuse = |_| refuse_old_snapshot(pair);
     // Safety: see above.
-    let seen = PgTryBuilder::new(AssertUnwindSafe(|| bars_in(unsafe { pg_sys::GetTransactionSnapshot() })))
+    let before = PgTryBuilder::new(AssertUnwindSafe(|| seen_in(unsafe { pg_sys::GetTransactionSnapshot() })))
         .catch_when(PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION, refuse)
         .catch_when(PgSqlErrorCode::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE, refuse)
         .execute();
-    if now != seen {
+    if now != before {
         refuse_old_snapshot(pair);
     }
 }
@@ -557,20 +590,23 @@ fn note_followed(pair: &str, tables: &[DerivedTable], changes: &[ChangedRange], 
     let month_of = |time: i64| Month::from_pg_micros(time).map(date);
     let first_removed = removed().next().map(|range| month_of(range.from).unwrap_or(date(Month::MIN)));
     let last_removed = removed().next_back().map(|range| month_of(range.to).unwrap_or(date(Month::MAX)));
-    let arguments =
-        [pair.into(), families.into(), months.into(), rows.into(), first_removed.into(), last_removed.into()];
-    NOTE_FOLLOWED.with(|prepared| {
+    let has_new_months = NOTE_FOLLOWED.with(|prepared| {
         let statement = prepared.get_or_init(|| {
-            use pgrx::pg_sys::BuiltinOid::{DATEARRAYOID, DATEOID, INT8ARRAYOID, TEXTARRAYOID, TEXTOID};
-            let types =
-                [TEXTOID, TEXTARRAYOID, DATEARRAYOID, INT8ARRAYOID, DATEOID, DATEOID].map(pgrx::PgOid::from);
-            let query = "SELECT bqx._note_followed($1, $2, $3, $4, $5, $6)";
+            use pgrx::pg_sys::BuiltinOid::{DATEARRAYOID, DATEOID, TEXTARRAYOID, TEXTOID};
+            let types = [TEXTOID, TEXTARRAYOID, DATEARRAYOID, DATEOID, DATEOID].map(pgrx::PgOid::from);
+            let query = "SELECT bqx._note_followed($1, $2, $3, $4, $5)";
             Spi::connect(|client| client.prepare(query, &types).unwrap_or_else(|e| error!("{e}")).keep())
         });
-        Spi::connect_mut(|client| {
-            client.update(statement, None, &arguments).map(|_| ()).unwrap_or_else(|e| error!("{e}"));
-        });
+        let months = months.clone();
+        let arguments =
+            [pair.into(), families.clone().into(), months.into(), first_removed.into(), last_removed.into()];
+        Spi::connect_mut(|client| client.update(statement, Some(1), &arguments)?.first().get_one::<bool>())
     });
+    if has_new_months.unwrap_or_else(|e| error!("{e}")) == Some(true) {
+        let arguments = [pair.into(), families.into(), months.into(), rows.into()];
+        Spi::run_with_args("SELECT bqx._know_new_months($1, $2, $3, $4)", &arguments)
+            .unwrap_or_else(|e| error!("{e}"));
+    }
 }
 
 /// Tells listeners which rows are new, once the transaction commits.
@@ -583,6 +619,15 @@ fn notify(pair: &str, changes: &[ChangedRange], stored: &Stored) {
 
 /// Writes changes down for `bqx.refresh`. Whoever may write bars need not be able to write there.
 fn write_down(pair: &str, changes: &[ChangedRange]) {
+    if !has_derived_tables(pair) {
+        // All months are read when they are first written. Who makes the tables (create_tables) waits for us.
+        share_pair(pair);
+        // Safety: takes note of what others changed about tables while we waited.
+        unsafe { pg_sys::AcceptInvalidationMessages() };
+        if !has_derived_tables(pair) {
+            return;
+        }
+    }
     let table = table_named("bar_changes");
     if table == pg_sys::Oid::INVALID {
         return; // the extension was dropped in this transaction
@@ -601,6 +646,10 @@ fn write_down(pair: &str, changes: &[ChangedRange]) {
         let insert = "INSERT INTO bqx.bar_changes (pair, from_ts, to_ts, removed) VALUES ($1, $2, $3, $4)";
         Spi::run_with_args(insert, &arguments).unwrap_or_else(|e| error!("{e}"));
     }
+}
+
+fn has_derived_tables(pair: &str) -> bool {
+    Family::ALL.iter().any(|family| table_named(&format!("{}_{pair}", family.name())) != pg_sys::Oid::INVALID)
 }
 
 /// Whether a pair is followed live: its table has the trigger of `enable_live`.

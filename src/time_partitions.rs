@@ -1,7 +1,29 @@
 //! Which partition holds an instant, from PostgreSQL's own description of a table: without a query, whatever the number of
 //! partitions.
 
+use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
+
+/// The partitions that hold some of `[from_ts, to_ts)`, in order of time, or the table itself; NULL if that can't be told. The
+/// table must be partitioned, if at all, by one column of timestamps.
+#[pg_extern(sql = "
+CREATE FUNCTION bqx._parts_between(rel regclass, from_ts timestamp with time zone, to_ts timestamp with time zone)
+RETURNS oid[] LANGUAGE c STABLE STRICT SET search_path = pg_catalog, pg_temp AS '@MODULE_PATHNAME@', '@FUNCTION_NAME@';
+")]
+fn _parts_between(
+    rel: pg_sys::Oid,
+    from_ts: TimestampWithTimeZone,
+    to_ts: TimestampWithTimeZone,
+) -> Option<Vec<pg_sys::Oid>> {
+    // Safety: table_open raises an error unless the table is there; it is closed after it was looked at.
+    let partitions = unsafe {
+        let relation = pg_sys::table_open(rel, pg_sys::AccessShareLock as i32);
+        let partitions = TimePartitions::of(relation);
+        pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
+        partitions
+    };
+    partitions.map(|partitions| partitions.tables_between(from_ts.into(), to_ts.into()).collect())
+}
 
 /// The stretches of time that a table's partitions hold, in order of time, or the table itself for all time.
 pub struct TimePartitions {
@@ -18,7 +40,8 @@ struct Slot {
 
 impl TimePartitions {
     /// Of an open table whose key, if it is partitioned, is one column of timestamps (`bqx._is_partitioned_by`). `None` if it
-    /// is partitioned in another way than by range, has a DEFAULT partition or partitions of partitions.
+    /// is partitioned in another way than by range, has a DEFAULT partition or partitions of partitions, or if other tables inherit
+    /// from it.
     ///
     /// # Safety
     /// The relation must be open.
@@ -26,7 +49,11 @@ impl TimePartitions {
         // Safety: the relation is open, so its description stays. That of ranges has as many bounds as it says: arrays with a
         // value per column of the key, in order. Index i is that of the partition below bound i, the last one that above all.
         unsafe {
-            if (*(*relation).rd_rel).relkind as u8 != pg_sys::RELKIND_PARTITIONED_TABLE {
+            let class = &*(*relation).rd_rel;
+            if class.relkind as u8 != pg_sys::RELKIND_PARTITIONED_TABLE {
+                if class.relhassubclass {
+                    return None; // other tables inherit from it: a query reads those, too
+                }
                 return Some(TimePartitions {
                     slots: vec![Slot { until: i64::MAX, table: Some((*relation).rd_id) }],
                 });
@@ -65,6 +92,13 @@ impl TimePartitions {
     /// The table that holds an instant.
     pub fn table_at(&self, instant: i64) -> Option<pg_sys::Oid> {
         self.slots[self.position(instant)].table
+    }
+
+    /// The tables that hold a stretch of time, in order.
+    fn tables_between(&self, from: i64, until: i64) -> impl Iterator<Item = pg_sys::Oid> {
+        self.slots[self.position(from)..=self.position(until.saturating_sub(1))]
+            .iter()
+            .filter_map(|slot| slot.table)
     }
 
     /// The tables that hold an instant and what is after it, in order.

@@ -123,11 +123,14 @@ unsafe extern "C-unwind" fn on_transaction_end(event: pg_sys::XactEvent::Type, _
     }
 }
 
+#[pg_guard]
 unsafe extern "C-unwind" {
     /// Whether the client is still there, as far as its socket tells. Not in the bindings.
     fn pq_check_connection() -> bool;
+}
 
-    /// Whether the server's first process is still there. In the bindings it is an inline function, so missing.
+unsafe extern "C-unwind" {
+    /// Whether the server's first process is still there: raises no error. In the bindings it is an inline function, so missing.
     fn PostmasterIsAliveInternal() -> bool;
 }
 

@@ -4,9 +4,9 @@ use std::ops::RangeInclusive;
 
 use crate::calendar::MICROS_PER_MINUTE;
 
-/// Changes that lie no further apart are told as one: as long as the longest default window of one-minute bars, so rows
+/// Changes that lie no further apart, in microseconds, are told as one: as long as the longest default window of one-minute bars, so rows
 /// in between have one of the changed bars in that window and must be computed anew anyway.
-const MERGED_GAP: i64 = 630 * MICROS_PER_MINUTE;
+pub const MERGED_GAP: i64 = 630 * MICROS_PER_MINUTE;
 
 /// A stretch of time with changed bars at its first and its last instant, in pg micros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -819,7 +819,7 @@ fn missing_rights_are_said_and_nothing_is_done() {
         "SELECT bqx._mark_baseline_applied('eurusd', 1)",
         "SELECT bqx._keep_reject('eurusd', 's', 1, 'l', 'r')",
         "SELECT bqx._close_run(1)",
-        "SELECT bqx._finish_job(1, 'bqx', 'eurusd', '2024-07-01', 'done', 0, now(), 1, 1, 0, 'x', 'x', NULL, NULL, NULL)",
+        "SELECT bqx._finish_job(1, 'bqx', 'eurusd', '2024-07-01', 'done', 0, now(), 1, 1, 0, 'x', 'x', NULL, NULL, NULL, NULL)",
         "INSERT INTO bqx.pairs (pair) VALUES ('eurtry')",
         "UPDATE bqx.baseline_rates SET baseline_rate = 2",
         "DELETE FROM bqx.rejected_bars",

@@ -96,7 +96,7 @@ fn the_ledger_believes_only_who_may_write_the_table() {
     let add = format!("SELECT bqx._add_jobs({run_id}, 'eurusd', '{{bqx}}', '{{2024-07-01}}')");
     assert_eq!(error_of(&mut mallory, &add).code, "42501");
     let finish = format!(
-        "SELECT bqx._finish_job({run_id}, 'bqx', 'eurusd', '2024-07-01', 'done', 1, now(), 1, 1, 0, 'forged', 'forged', NULL, NULL, NULL)"
+        "SELECT bqx._finish_job({run_id}, 'bqx', 'eurusd', '2024-07-01', 'done', 1, now(), 1, 1, 0, 'forged', 'forged', NULL, NULL, NULL, NULL)"
     );
     assert_eq!(error_of(&mut mallory, &finish).code, "42501");
     // neither does it take a job that is not open, from anyone
