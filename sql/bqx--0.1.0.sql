@@ -762,6 +762,14 @@ AS 'MODULE_PATHNAME', '_computed_rows_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/live.rs
+-- bqx::live::_end_bar
+
+CREATE FUNCTION bqx._end_bar(m1 regclass, newest boolean) RETURNS timestamp with time zone
+LANGUAGE c STABLE STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', '_end_bar_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/workers.rs
 -- bqx::workers::_enter_run
 CREATE  FUNCTION "_enter_run"(
@@ -1328,6 +1336,7 @@ $$;
 -- src/lib.rs
 -- requires:
 --   partitions
+--   live::_end_bar
 
 -- M1 tables: one-minute bars, ours or an existing database's own. The helpers hide the difference.
 
@@ -1421,10 +1430,9 @@ AS $$
                 THEN format('(%s AT TIME ZONE ''UTC'')', instant) ELSE instant END
 $$;
 
--- The time of the newest bar of a table, or of the oldest; NULL where it has none. Its partitions are asked one by one, from that
--- end: a query over all of them takes long to plan, and its locks for many pairs and years, in one transaction, would not fit into
+-- What _end_bar does where an index can't be asked (src/live.rs). Partitions are asked one by one, from that end: a query over all of them takes long to plan, and its locks for many pairs and years, in one transaction, would not fit into
 -- the lock table (max_locks_per_transaction).
-CREATE FUNCTION bqx._end_bar(m1 regclass, newest boolean) RETURNS timestamp with time zone
+CREATE FUNCTION bqx._end_bar_by_query(m1 regclass, newest boolean) RETURNS timestamp with time zone
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -3963,17 +3971,20 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     m1 regclass := bqx._m1_table(pair);
-    one_table record;
+    one_family text;
+    derived regclass;
     removed bigint;
     all_removed bigint := 0;
 BEGIN
-    FOR one_table IN SELECT f.family, f.derived FROM bqx._tables_to_follow(pair) AS f LOOP
-        CONTINUE WHEN NOT bqx._holds_own_rows_alone(one_table.family, one_table.derived);
+    FOREACH one_family IN ARRAY bqx._families_of(pair) LOOP
+        derived := bqx._derived_table(one_family, pair);
+        PERFORM bqx._check_sees_all_rows(derived);
+        CONTINUE WHEN NOT bqx._holds_own_rows_alone(one_family, derived);
         EXECUTE format(
             'DELETE FROM %s AS t WHERE t.ts_utc >= %s AND t.ts_utc <= %s AND NOT EXISTS ('
-            'SELECT FROM %s AS b WHERE b.time = %s AND b.time >= %s AND b.time <= %s)', one_table.derived,
-            bqx._as_key(one_table.derived, 'ts_utc', '$1'), bqx._as_key(one_table.derived, 'ts_utc', '$2'), m1,
-            bqx._as_key(m1, 'time', replace(bqx._as_instant(one_table.derived, 'ts_utc'), 'ts_utc', 't.ts_utc')),
+            'SELECT FROM %s AS b WHERE b.time = %s AND b.time >= %s AND b.time <= %s)', derived,
+            bqx._as_key(derived, 'ts_utc', '$1'), bqx._as_key(derived, 'ts_utc', '$2'), m1,
+            bqx._as_key(m1, 'time', replace(bqx._as_instant(derived, 'ts_utc'), 'ts_utc', 't.ts_utc')),
             bqx._as_key(m1, 'time', '$1'), bqx._as_key(m1, 'time', '$2'))
           USING from_ts, to_ts;
         GET DIAGNOSTICS removed = ROW_COUNT;
@@ -3983,10 +3994,12 @@ BEGIN
 END
 $$;
 
+-- Why a role can't have rows follow that may not read the bars, or not all of them.
 CREATE FUNCTION bqx._refuse_to_follow(m1 regclass) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM bqx._check_sees_all_rows(m1);
     RAISE EXCEPTION USING
         ERRCODE = 'insufficient_privilege',
         MESSAGE = format('permission denied for table %s', m1),
@@ -4124,10 +4137,23 @@ BEGIN
 END
 $$;
 
--- The noted changes of a pair, and the tail that is missing (without a change_id), with the months of the rows that they
+-- The noted changes of a pair, in stretches: those that lie so near that rows in between are affected, too, are one, as in
+-- core/src/changed_ranges.rs.
+CREATE FUNCTION bqx._noted_stretches(pair text)
+RETURNS TABLE (change_ids bigint[], from_ts timestamp with time zone, to_ts timestamp with time zone, removed boolean)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT array_agg(n.change_id), min(n.from_ts), max(n.to_ts), bool_or(n.removed)
+      FROM (SELECT n.*, count(*) FILTER (WHERE n.from_ts > n.reached + interval '630 minutes') OVER (ORDER BY n.from_ts, n.change_id) AS stretch
+              FROM (SELECT n.*, max(n.to_ts) OVER (ORDER BY n.from_ts, n.change_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS reached
+                      FROM bqx._noted_changes(pair) AS n) AS n) AS n
+     GROUP BY n.stretch
+$$;
+
+-- The noted changes of a pair, and the tail that is missing (without change_ids), with the months of the rows that they
 -- affect. `by_month`: better computed by the month.
 CREATE FUNCTION bqx._changes_to_follow(pair text, families text[])
-RETURNS TABLE (change_id bigint, from_ts timestamp with time zone, to_ts timestamp with time zone, removed boolean,
+RETURNS TABLE (change_ids bigint[], from_ts timestamp with time zone, to_ts timestamp with time zone, removed boolean,
                months date[], by_month boolean)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -4138,8 +4164,8 @@ DECLARE
     tables_follow boolean;
     last_affected timestamptz;
 BEGIN
-    FOR change_id, from_ts, to_ts, removed IN
-        SELECT n.change_id, n.from_ts, n.to_ts, n.removed FROM bqx._noted_changes(pair) AS n
+    FOR change_ids, from_ts, to_ts, removed IN
+        SELECT n.change_ids, n.from_ts, n.to_ts, n.removed FROM bqx._noted_stretches(pair) AS n
         UNION ALL SELECT NULL, t.from_ts, t.to_ts, false FROM bqx._missing_tail(pair, families) AS t WHERE t.to_ts IS NOT NULL
     LOOP
         IF known_months IS NULL THEN
@@ -4172,7 +4198,7 @@ BEGIN
           FROM bqx._months_to_check(pair, families) AS c
          WHERE NOT (c.reason = 'changes are not known' AND bqx._month_is_current(c.family, stale.pair, c.month));
         RETURN QUERY
-        SELECT stale.pair, f, m, c.from_ts, c.to_ts, CASE WHEN c.change_id IS NULL THEN 'rows are missing'
+        SELECT stale.pair, f, m, c.from_ts, c.to_ts, CASE WHEN c.change_ids IS NULL THEN 'rows are missing'
                                                           WHEN c.removed THEN 'bars were removed' ELSE 'bars came or changed' END
           FROM bqx._changes_to_follow(pair, families) AS c, unnest(families) AS f, unnest(c.months) AS m;
     END LOOP;
@@ -4257,7 +4283,9 @@ BEGIN
     FOR i IN 1..cardinality(froms) LOOP
         BEGIN
             done.rows_followed := done.rows_followed + bqx._follow_changes(pair, froms[i:i], tos[i:i], removals[i:i]);
-            PERFORM bqx._forget_changes(change_ids[i:i]);
+            PERFORM bqx._forget_changes(ARRAY(
+                SELECT n.change_id FROM bqx._noted_changes(pair) AS n
+                 WHERE n.change_id = ANY (change_ids) AND n.from_ts >= froms[i] AND n.to_ts <= tos[i]));
             done.changes_followed := done.changes_followed + 1;
         EXCEPTION
             WHEN OTHERS THEN
@@ -4302,9 +4330,9 @@ BEGIN
              WHERE (m, f) NOT IN (SELECT j.m, j.f FROM unnest(done.months, done.families) AS j (m, f)));
         CONTINUE WHEN change.by_month AND NOT is_covered;  -- noted since the months were chosen: for the next refresh
         IF change.by_month OR change.months <> '{}' AND is_covered THEN
-            done.change_ids := done.change_ids || change.change_id;  -- its months are read anyway
+            done.change_ids := done.change_ids || change.change_ids;  -- its months are read anyway
         ELSE
-            followed := followed || change.change_id;
+            followed := followed || change.change_ids;
             froms := froms || change.from_ts;
             tos := tos || change.to_ts;
             removals := removals || change.removed;
@@ -4524,6 +4552,7 @@ BEGIN
     IF chosen IS NULL THEN
         chosen := ARRAY(SELECT p.pair FROM bqx.pairs AS p WHERE bqx._is_live(to_regclass(format('bqx.%I', 'm1_' || p.pair))) ORDER BY 1);
     END IF;
+    PERFORM bqx._m1_table(p) FROM unnest(chosen) AS p;  -- all are checked before the first is touched
     FOREACH chosen_pair IN ARRAY chosen LOOP
         m1 := bqx._m1_table(chosen_pair);
         IF bqx._is_live(m1) THEN

@@ -94,17 +94,20 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     m1 regclass := bqx._m1_table(pair);
-    one_table record;
+    one_family text;
+    derived regclass;
     removed bigint;
     all_removed bigint := 0;
 BEGIN
-    FOR one_table IN SELECT f.family, f.derived FROM bqx._tables_to_follow(pair) AS f LOOP
-        CONTINUE WHEN NOT bqx._holds_own_rows_alone(one_table.family, one_table.derived);
+    FOREACH one_family IN ARRAY bqx._families_of(pair) LOOP
+        derived := bqx._derived_table(one_family, pair);
+        PERFORM bqx._check_sees_all_rows(derived);
+        CONTINUE WHEN NOT bqx._holds_own_rows_alone(one_family, derived);
         EXECUTE format(
             'DELETE FROM %s AS t WHERE t.ts_utc >= %s AND t.ts_utc <= %s AND NOT EXISTS ('
-            'SELECT FROM %s AS b WHERE b.time = %s AND b.time >= %s AND b.time <= %s)', one_table.derived,
-            bqx._as_key(one_table.derived, 'ts_utc', '$1'), bqx._as_key(one_table.derived, 'ts_utc', '$2'), m1,
-            bqx._as_key(m1, 'time', replace(bqx._as_instant(one_table.derived, 'ts_utc'), 'ts_utc', 't.ts_utc')),
+            'SELECT FROM %s AS b WHERE b.time = %s AND b.time >= %s AND b.time <= %s)', derived,
+            bqx._as_key(derived, 'ts_utc', '$1'), bqx._as_key(derived, 'ts_utc', '$2'), m1,
+            bqx._as_key(m1, 'time', replace(bqx._as_instant(derived, 'ts_utc'), 'ts_utc', 't.ts_utc')),
             bqx._as_key(m1, 'time', '$1'), bqx._as_key(m1, 'time', '$2'))
           USING from_ts, to_ts;
         GET DIAGNOSTICS removed = ROW_COUNT;
@@ -114,10 +117,12 @@ BEGIN
 END
 $$;
 
+-- Why a role can't have rows follow that may not read the bars, or not all of them.
 CREATE FUNCTION bqx._refuse_to_follow(m1 regclass) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM bqx._check_sees_all_rows(m1);
     RAISE EXCEPTION USING
         ERRCODE = 'insufficient_privilege',
         MESSAGE = format('permission denied for table %s', m1),

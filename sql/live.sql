@@ -73,6 +73,7 @@ BEGIN
     IF chosen IS NULL THEN
         chosen := ARRAY(SELECT p.pair FROM bqx.pairs AS p WHERE bqx._is_live(to_regclass(format('bqx.%I', 'm1_' || p.pair))) ORDER BY 1);
     END IF;
+    PERFORM bqx._m1_table(p) FROM unnest(chosen) AS p;  -- all are checked before the first is touched
     FOREACH chosen_pair IN ARRAY chosen LOOP
         m1 := bqx._m1_table(chosen_pair);
         IF bqx._is_live(m1) THEN

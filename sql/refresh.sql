@@ -115,10 +115,23 @@ BEGIN
 END
 $$;
 
--- The noted changes of a pair, and the tail that is missing (without a change_id), with the months of the rows that they
+-- The noted changes of a pair, in stretches: those that lie so near that rows in between are affected, too, are one, as in
+-- core/src/changed_ranges.rs.
+CREATE FUNCTION bqx._noted_stretches(pair text)
+RETURNS TABLE (change_ids bigint[], from_ts timestamp with time zone, to_ts timestamp with time zone, removed boolean)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT array_agg(n.change_id), min(n.from_ts), max(n.to_ts), bool_or(n.removed)
+      FROM (SELECT n.*, count(*) FILTER (WHERE n.from_ts > n.reached + interval '630 minutes') OVER (ORDER BY n.from_ts, n.change_id) AS stretch
+              FROM (SELECT n.*, max(n.to_ts) OVER (ORDER BY n.from_ts, n.change_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS reached
+                      FROM bqx._noted_changes(pair) AS n) AS n) AS n
+     GROUP BY n.stretch
+$$;
+
+-- The noted changes of a pair, and the tail that is missing (without change_ids), with the months of the rows that they
 -- affect. `by_month`: better computed by the month.
 CREATE FUNCTION bqx._changes_to_follow(pair text, families text[])
-RETURNS TABLE (change_id bigint, from_ts timestamp with time zone, to_ts timestamp with time zone, removed boolean,
+RETURNS TABLE (change_ids bigint[], from_ts timestamp with time zone, to_ts timestamp with time zone, removed boolean,
                months date[], by_month boolean)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -129,8 +142,8 @@ DECLARE
     tables_follow boolean;
     last_affected timestamptz;
 BEGIN
-    FOR change_id, from_ts, to_ts, removed IN
-        SELECT n.change_id, n.from_ts, n.to_ts, n.removed FROM bqx._noted_changes(pair) AS n
+    FOR change_ids, from_ts, to_ts, removed IN
+        SELECT n.change_ids, n.from_ts, n.to_ts, n.removed FROM bqx._noted_stretches(pair) AS n
         UNION ALL SELECT NULL, t.from_ts, t.to_ts, false FROM bqx._missing_tail(pair, families) AS t WHERE t.to_ts IS NOT NULL
     LOOP
         IF known_months IS NULL THEN
@@ -163,7 +176,7 @@ BEGIN
           FROM bqx._months_to_check(pair, families) AS c
          WHERE NOT (c.reason = 'changes are not known' AND bqx._month_is_current(c.family, stale.pair, c.month));
         RETURN QUERY
-        SELECT stale.pair, f, m, c.from_ts, c.to_ts, CASE WHEN c.change_id IS NULL THEN 'rows are missing'
+        SELECT stale.pair, f, m, c.from_ts, c.to_ts, CASE WHEN c.change_ids IS NULL THEN 'rows are missing'
                                                           WHEN c.removed THEN 'bars were removed' ELSE 'bars came or changed' END
           FROM bqx._changes_to_follow(pair, families) AS c, unnest(families) AS f, unnest(c.months) AS m;
     END LOOP;
@@ -248,7 +261,9 @@ BEGIN
     FOR i IN 1..cardinality(froms) LOOP
         BEGIN
             done.rows_followed := done.rows_followed + bqx._follow_changes(pair, froms[i:i], tos[i:i], removals[i:i]);
-            PERFORM bqx._forget_changes(change_ids[i:i]);
+            PERFORM bqx._forget_changes(ARRAY(
+                SELECT n.change_id FROM bqx._noted_changes(pair) AS n
+                 WHERE n.change_id = ANY (change_ids) AND n.from_ts >= froms[i] AND n.to_ts <= tos[i]));
             done.changes_followed := done.changes_followed + 1;
         EXCEPTION
             WHEN OTHERS THEN
@@ -293,9 +308,9 @@ BEGIN
              WHERE (m, f) NOT IN (SELECT j.m, j.f FROM unnest(done.months, done.families) AS j (m, f)));
         CONTINUE WHEN change.by_month AND NOT is_covered;  -- noted since the months were chosen: for the next refresh
         IF change.by_month OR change.months <> '{}' AND is_covered THEN
-            done.change_ids := done.change_ids || change.change_id;  -- its months are read anyway
+            done.change_ids := done.change_ids || change.change_ids;  -- its months are read anyway
         ELSE
-            followed := followed || change.change_id;
+            followed := followed || change.change_ids;
             froms := froms || change.from_ts;
             tos := tos || change.to_ts;
             removals := removals || change.removed;

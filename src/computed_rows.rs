@@ -75,8 +75,9 @@ pub fn for_each_computed_row(
     };
     let windows: Vec<usize> = columns.iter().map(|column| column.window()).collect();
     let mut block = Vec::new();
-    block.try_reserve_exact(BLOCK * columns.len())?;
-    block.resize(BLOCK * columns.len(), 0.0);
+    let rows_at_once = series.rows().len().min(BLOCK);
+    block.try_reserve_exact(rows_at_once * columns.len())?;
+    block.resize(rows_at_once * columns.len(), 0.0);
     let mut start = series.first;
     while start < series.times.len() {
         pg_sys::check_for_interrupts!();

@@ -98,7 +98,7 @@ extension_sql_file!(
     requires = ["ledger", metric_columns::_min_window, metric_columns::_max_window]
 );
 extension_sql_file!("../sql/partitions.sql", name = "partitions", requires = ["arguments"]);
-extension_sql_file!("../sql/m1_tables.sql", name = "m1_tables", requires = ["partitions"]);
+extension_sql_file!("../sql/m1_tables.sql", name = "m1_tables", requires = ["partitions", live::_end_bar]);
 extension_sql_file!("../sql/baselines.sql", name = "baselines", requires = ["m1_tables"]);
 extension_sql_file!(
     "../sql/bar_changes.sql",

@@ -205,12 +205,39 @@ fn _lookback_starts(
     let indexed = if is_kept_by_time(m1) { IndexedBars::of(m1) } else { None };
     let instants = instants.into_iter().map(i64::from);
     let starts = series::lookback_starts(m1, indexed.as_ref(), instants, lookback.max(0) as usize);
-    let as_timestamp = |start: i64| {
-        // Safety: a timestamptz datum is this integer.
-        unsafe { TimestampWithTimeZone::from_datum(pg_sys::Datum::from(start), false) }
-            .expect("it is not NULL")
+    starts.into_iter().map(timestamp).collect()
+}
+
+/// The time of the newest bar of an M1 table, or of the oldest; NULL where it has none, or the caller may see none.
+#[pg_extern(sql = "
+CREATE FUNCTION bqx._end_bar(m1 regclass, newest boolean) RETURNS timestamp with time zone
+LANGUAGE c STABLE STRICT SET search_path = pg_catalog, pg_temp AS '@MODULE_PATHNAME@', '@FUNCTION_NAME@';
+")]
+fn _end_bar(m1: pg_sys::Oid, newest: bool) -> Option<TimestampWithTimeZone> {
+    let indexed = if may_read(m1) && is_kept_by_time(m1) { IndexedBars::of(m1) } else { None };
+    let end = |indexed: &IndexedBars| {
+        let bars = match newest {
+            // one whose time is infinite, if there is one
+            true => indexed.oldest_first(series::INFINITY, 1)?.ok().filter(|bars| !bars.is_empty()),
+            false => None,
+        };
+        let bars = match bars {
+            Some(bars) => bars,
+            None if newest => indexed.newest_first(series::INFINITY, 1)?.ok()?,
+            None => indexed.oldest_first(series::MINUS_INFINITY, 1)?.ok()?,
+        };
+        Some(bars.first().map(|bar| timestamp(bar.time)))
     };
-    starts.into_iter().map(as_timestamp).collect()
+    indexed.as_ref().and_then(end).unwrap_or_else(|| {
+        let query = "SELECT bqx._end_bar_by_query($1::oid::pg_catalog.regclass, $2)";
+        Spi::get_one_with_args(query, &[m1.into(), newest.into()]).unwrap_or_else(|e| error!("{e}"))
+    })
+}
+
+fn timestamp(pg_micros: i64) -> TimestampWithTimeZone {
+    // Safety: a timestamptz datum is this integer.
+    unsafe { TimestampWithTimeZone::from_datum(pg_sys::Datum::from(pg_micros), false) }
+        .expect("it is not NULL")
 }
 
 /// Whether an M1 table is partitioned by its time, if at all.
@@ -493,21 +520,20 @@ fn refuse_old_snapshot(pair: &str) -> ! {
 
 /// 42501 where the caller may not read the bars, or not all of them.
 fn check_may_read(m1: pg_sys::Oid) {
-    let arguments = [m1.into()];
-    // Safety: lookups in the catalogs.
-    let (may_read, is_restricted) = unsafe {
-        let role = pg_sys::GetUserId();
-        let right = pg_sys::pg_class_aclcheck(m1, role, pg_sys::ACL_SELECT as pg_sys::AclMode);
-        let hidden = pg_sys::check_enable_rls(m1, pg_sys::Oid::INVALID, true);
-        (right == pg_sys::AclResult::ACLCHECK_OK, hidden == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32)
-    };
-    if is_restricted {
-        Spi::run_with_args("SELECT bqx._check_sees_all_rows($1::pg_catalog.regclass)", &arguments)
+    if !may_read(m1) {
+        Spi::run_with_args("SELECT bqx._refuse_to_follow($1::oid::pg_catalog.regclass)", &[m1.into()])
             .unwrap_or_else(|e| error!("{e}"));
     }
-    if !may_read {
-        Spi::run_with_args("SELECT bqx._refuse_to_follow($1::pg_catalog.regclass)", &arguments)
-            .unwrap_or_else(|e| error!("{e}"));
+}
+
+/// Whether the caller may read all rows of a table.
+fn may_read(table: pg_sys::Oid) -> bool {
+    // Safety: lookups in the catalogs.
+    unsafe {
+        let right =
+            pg_sys::pg_class_aclcheck(table, pg_sys::GetUserId(), pg_sys::ACL_SELECT as pg_sys::AclMode);
+        let hidden = pg_sys::check_enable_rls(table, pg_sys::Oid::INVALID, true);
+        right == pg_sys::AclResult::ACLCHECK_OK && hidden != pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32
     }
 }
 

@@ -236,6 +236,9 @@ impl Fingerprint {
     /// need where there is as much. Just the first piece's counts: the others' are bars of the pieces before.
     pub fn add(&mut self, piece: &Series) {
         let mut rows = piece.rows();
+        if rows.is_empty() {
+            return; // no row looks back
+        }
         let bars = self.bars.get_or_insert_with(|| {
             rows.start = piece.first.saturating_sub(self.lookback);
             self.hasher.write(&(piece.first - rows.start).to_le_bytes());
@@ -286,8 +289,9 @@ pub struct Source {
     name: String,
     /// A bar's time as an instant.
     time: String,
-    /// True for bars of `[$1, $2)`.
-    of_range: String,
+    /// `$1` and `$2` as times of the table.
+    from: String,
+    to: String,
 }
 
 impl Source {
@@ -301,7 +305,8 @@ impl Source {
             source = Some(Source {
                 name: text(1),
                 time: format!("({})::timestamptz", text(2)),
-                of_range: format!("t.time >= {} AND t.time < {}", text(3), text(4)),
+                from: text(3),
+                to: text(4),
             });
         });
         source.expect("a query without FROM has one row")
@@ -309,7 +314,8 @@ impl Source {
 
     /// A query for the bars of `[$1, $2)`: their times and these values of each.
     fn select(&self, values: &str) -> String {
-        format!("SELECT {}, {values} FROM {} AS t WHERE {}", self.time, self.name, self.of_range)
+        let Source { name, time, from, to } = self;
+        format!("SELECT {time}, {values} FROM {name} AS t WHERE t.time >= {from} AND t.time < {to}")
     }
 
     /// The same, in order of time.
@@ -362,7 +368,12 @@ impl Source {
     ) -> Result<Vec<Bar>, TryReserveError> {
         let mut found = Vec::new();
         found.try_reserve_exact(bars)?;
-        let query = format!("{} LIMIT {bars}", self.in_order(BAR_VALUES));
+        let Source { name, time, from: since, to } = self;
+        // both ends included: a bar whose time is infinite is to be seen
+        let query = format!(
+            "SELECT {time}, {BAR_VALUES} FROM {name} AS t WHERE t.time >= {since} AND t.time <= {to} \
+             ORDER BY t.time LIMIT {bars}"
+        );
         for until in LOOKBACK_SPANS.map(|days| days_after(from, days)).into_iter().chain([INFINITY]) {
             found.clear();
             for_each_row(client, &query, &[instant(from), instant(until)], |row| {

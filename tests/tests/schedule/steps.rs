@@ -136,7 +136,7 @@ impl Step {
             return Step { acts: rewrite(&m1), effect: Effect::Bars };
         }
         if let Some(i) = pair.part(rng, false).filter(|_| rng.random_ratio(2, 3)) {
-            return attach(&m1, &pair.parts[i], Effect::Attach(i));
+            return attach(pair, &pair.parts[i], Effect::Attach(i));
         }
         let some = pair.part(rng, true);
         match (rng.random_range(0..4), some, pair.coming_month()) {
@@ -184,8 +184,9 @@ fn sql(text: &str) -> Act {
     Act::Sql(text.to_owned())
 }
 
-/// A partition comes back. What was made in its place meanwhile goes.
-fn attach(m1: &str, part: &Part, effect: Effect) -> Step {
+/// A partition comes back. What was made in its place meanwhile goes. The baseline may have changed since it went.
+fn attach(pair: &Pair, part: &Part, effect: Effect) -> Step {
+    let m1 = pair.m1();
     let Part { name, bounds, from, to, .. } = part;
     let drop = format!(
         "DO $$ DECLARE meanwhile regclass; BEGIN FOR meanwhile IN SELECT p.partition FROM bqx._partitions('{m1}') AS p \
@@ -194,7 +195,8 @@ fn attach(m1: &str, part: &Part, effect: Effect) -> Step {
         instant(*from)
     );
     let attach = format!("ALTER TABLE {m1} ATTACH PARTITION {name} FOR VALUES {bounds}");
-    Step { acts: [drop, attach].map(Act::Sql).to_vec(), effect }
+    let index = format!("CALL bqx.index_m1('{{{}}}')", pair.name);
+    Step { acts: [drop, attach, index].map(Act::Sql).to_vec(), effect }
 }
 
 /// All bars are taken out and put back, but for some.

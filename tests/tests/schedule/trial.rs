@@ -152,7 +152,6 @@ impl<'a> Trial<'a> {
         let mut control = self.db.connect();
         let found = differences(&mut control, name);
         ensure!(found.is_empty(), "(live: {live}) {}", found.join("\n"));
-        self.story[of].clear();
         match step.effect {
             Effect::Bars if live => self.tally.live += 1,
             Effect::Backfill => self.tally.backfills += 1,
@@ -164,6 +163,7 @@ impl<'a> Trial<'a> {
             }
             _ => (),
         }
+        self.story[of].clear();
         Ok(())
     }
 

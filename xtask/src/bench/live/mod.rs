@@ -65,7 +65,7 @@ impl Extent {
                 rounds: 2,
                 minutes: 20,
                 bulk_rounds: 2,
-                bars_of_a_feed: 50,
+                bars_of_a_feed: 200,
                 patience,
             }
         } else {
@@ -76,7 +76,7 @@ impl Extent {
                 rounds: 5,
                 minutes: 60,
                 bulk_rounds: 3,
-                bars_of_a_feed: 500,
+                bars_of_a_feed: 1000,
                 patience,
             }
         };
@@ -90,7 +90,8 @@ impl Extent {
 
 pub fn command(shell: &Shell, pg_config: Option<&Path>, args: &LiveArgs) -> Result<ExitCode> {
     let extent = Extent::of(args);
-    let cluster = server::start(shell, pg_config, &BULK_SETTINGS)?;
+    let settings = [&BULK_SETTINGS[..], &[("max_wal_size", "6GB")]].concat(); // the disk has a year of rows to hold
+    let cluster = server::start(shell, pg_config, &settings)?;
     let circumstances = Circumstances::now(shell, &mut observer(&cluster)?)?;
     let progress = console::BARS.add(ProgressBar::new_spinner());
     progress.enable_steady_tick(Duration::from_millis(100));
