@@ -653,29 +653,49 @@ AS $$
        AND bqx._may_read_derived(bqx._role_of($3)::name, m.family, m.pair)
 $$;
 
--- Notes that rows of these months, and those of the months that lost bars, have followed changes of their bars.
+-- Whether a month has just so many bars.
+CREATE FUNCTION bqx._has_bars(m1 regclass, month date, expected bigint) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found_bars bigint;
+BEGIN
+    EXECUTE format('SELECT count(*) FROM (SELECT FROM %s WHERE time >= %s AND time < %s LIMIT $3) AS b', m1,
+                   bqx._as_key(m1, 'time', '$1'), bqx._as_key(m1, 'time', '$2'))
+       INTO found_bars USING bqx._month_start(month), bqx._month_start(bqx._next_month(month)), expected + 1;
+    RETURN found_bars = expected;
+END
+$$;
+
+-- Notes that so many rows of these months, and some of the months that lost bars, have followed changes of their bars. In a month
+-- that nothing was recorded of, as the coming one is, those may be all there are: then its later changes are known.
 CREATE FUNCTION bqx._note_followed(
-    pair text, families text[], months date[], first_removed date, last_removed date, caller bigint DEFAULT bqx._caller())
+    pair text, families text[], months date[], rows_followed bigint[], first_removed date, last_removed date,
+    caller bigint DEFAULT bqx._caller())
 RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    role_name name := bqx._role_of($6);
+    role_name name := bqx._role_of($7);
 BEGIN
     PERFORM bqx._check_may_write(role_name, bqx._derived_name(f, $1)) FROM unnest(families) AS f;
     -- the usual case, for bars that come one by one: it is noted
     IF (SELECT count(*) FROM bqx.month_ledger AS m
          WHERE m.family = ANY ($2) AND m.pair = $1 AND m.month = ANY ($3) AND m.input_fingerprint IS NULL)
        < cardinality($2) * cardinality($3) THEN
-        INSERT INTO bqx.month_ledger AS m (family, pair, month, bars)
-        SELECT f, $1, d, 1 FROM unnest($2) AS f, unnest($3) AS d
+        INSERT INTO bqx.month_ledger AS m (family, pair, month, bars, followed_as)
+        SELECT f, $1, n.month, 1, CASE
+                   WHEN NOT EXISTS (SELECT FROM bqx.month_ledger AS k WHERE (k.family, k.pair, k.month) = (f, $1, n.month))
+                        AND bqx._has_bars(bqx._m1_table($1), n.month, n.followed)
+                   THEN bqx._followed_by(f, $1, bqx._followed_as($1, n.month)) END
+          FROM unnest($2) AS f, unnest($3, $4) AS n (month, followed)
             ON CONFLICT (family, pair, month) DO UPDATE SET input_fingerprint = NULL, bars = greatest(m.bars, 1)
          WHERE m.input_fingerprint IS NOT NULL;
     END IF;
-    IF $4 IS NOT NULL THEN
+    IF $5 IS NOT NULL THEN
         UPDATE bqx.month_ledger AS m SET input_fingerprint = NULL
-         WHERE m.family = ANY ($2) AND m.pair = $1 AND m.month BETWEEN $4 AND $5 AND m.input_fingerprint IS NOT NULL;
+         WHERE m.family = ANY ($2) AND m.pair = $1 AND m.month BETWEEN $5 AND $6 AND m.input_fingerprint IS NOT NULL;
     END IF;
 END
 $$;

@@ -26,7 +26,7 @@ use crate::bar_scan::IndexedBars;
 use crate::computed_rows::{for_each_computed_row, lookback, own_columns, value_columns};
 use crate::errors::Failure;
 use crate::metric_columns::family;
-use crate::rows::{ResultSet, for_each_row};
+use crate::rows::{ResultSet, for_each_row, one_value};
 use crate::series::{self, Fingerprint, Series};
 use crate::time_partitions::TimePartitions;
 
@@ -111,8 +111,7 @@ fn pair_lock(pair: &str) -> i64 {
     let known = LOCK_KEYS.with_borrow(|keys| keys.get(pair).copied());
     known.unwrap_or_else(|| {
         let query = "SELECT bqx._lock_key('pair'::pg_catalog.text, $1)";
-        let key = Spi::get_one_with_args::<i64>(query, &[pair.into()]);
-        let key = key.unwrap_or_else(|e| error!("{e}")).expect("a key");
+        let key = one_value(query, &[pair.into()]).expect("a key");
         LOCK_KEYS.with_borrow_mut(|keys| keys.insert(pair.to_owned(), key));
         key
     })
@@ -230,7 +229,7 @@ fn _end_bar(m1: pg_sys::Oid, newest: bool) -> Option<TimestampWithTimeZone> {
     };
     indexed.as_ref().and_then(end).unwrap_or_else(|| {
         let query = "SELECT bqx._end_bar_by_query($1::oid::pg_catalog.regclass, $2)";
-        Spi::get_one_with_args(query, &[m1.into(), newest.into()]).unwrap_or_else(|e| error!("{e}"))
+        one_value(query, &[m1.into(), newest.into()])
     })
 }
 
@@ -242,8 +241,7 @@ fn timestamp(pg_micros: i64) -> TimestampWithTimeZone {
 
 /// Whether an M1 table is partitioned by its time, if at all.
 fn is_kept_by_time(m1: pg_sys::Oid) -> bool {
-    let found = Spi::get_one_with_args::<bool>("SELECT bqx._is_kept_by_time($1)", &[m1.into()]);
-    found.unwrap_or_else(|e| error!("{e}")).unwrap_or(false)
+    one_value("SELECT bqx._is_kept_by_time($1)", &[m1.into()]).unwrap_or(false)
 }
 
 /// What of a pair must be known to store rows. Kept for the session.
@@ -461,8 +459,8 @@ struct Stored {
     rows: i64,
     first: Option<i64>,
     last: Option<i64>,
-    /// Months with rows, ascending.
-    months: Vec<Month>,
+    /// Months with rows, ascending, and how many.
+    months: Vec<(Month, i64)>,
 }
 
 impl Stored {
@@ -471,9 +469,13 @@ impl Stored {
         self.rows += times.len() as i64;
         self.first = self.first.or(times.first().copied());
         self.last = times.last().copied();
-        let known = self.months.last().copied(); // pieces come in order
-        let new = months_of(times).map(|(month, _)| month).filter(|&month| Some(month) > known);
-        self.months.extend(new);
+        for (month, times) in months_of(times) {
+            let rows = times.len() as i64;
+            match self.months.last_mut() {
+                Some((last, known)) if *last == month => *known += rows, // pieces come in order
+                _ => self.months.push((month, rows)),
+            }
+        }
     }
 }
 
@@ -549,17 +551,20 @@ fn remove_rows_without_bars(pair: &str, changes: &[ChangedRange]) {
 /// Notes that months' rows are no longer those of the fingerprints recorded.
 fn note_followed(pair: &str, tables: &[DerivedTable], changes: &[ChangedRange], stored: &Stored) {
     let families: Vec<&str> = tables.iter().map(|table| table.family.name()).collect();
-    let months: Vec<Date> = stored.months.iter().map(|&month| date(month)).collect();
+    let (months, rows): (Vec<Date>, Vec<i64>) =
+        stored.months.iter().map(|&(month, rows)| (date(month), rows)).unzip();
     let removed = || changes.iter().filter(|range| range.removed);
     let month_of = |time: i64| Month::from_pg_micros(time).map(date);
     let first_removed = removed().next().map(|range| month_of(range.from).unwrap_or(date(Month::MIN)));
     let last_removed = removed().next_back().map(|range| month_of(range.to).unwrap_or(date(Month::MAX)));
-    let arguments = [pair.into(), families.into(), months.into(), first_removed.into(), last_removed.into()];
+    let arguments =
+        [pair.into(), families.into(), months.into(), rows.into(), first_removed.into(), last_removed.into()];
     NOTE_FOLLOWED.with(|prepared| {
         let statement = prepared.get_or_init(|| {
-            use pgrx::pg_sys::BuiltinOid::{DATEARRAYOID, DATEOID, TEXTARRAYOID, TEXTOID};
-            let types = [TEXTOID, TEXTARRAYOID, DATEARRAYOID, DATEOID, DATEOID].map(pgrx::PgOid::from);
-            let query = "SELECT bqx._note_followed($1, $2, $3, $4, $5)";
+            use pgrx::pg_sys::BuiltinOid::{DATEARRAYOID, DATEOID, INT8ARRAYOID, TEXTARRAYOID, TEXTOID};
+            let types =
+                [TEXTOID, TEXTARRAYOID, DATEARRAYOID, INT8ARRAYOID, DATEOID, DATEOID].map(pgrx::PgOid::from);
+            let query = "SELECT bqx._note_followed($1, $2, $3, $4, $5, $6)";
             Spi::connect(|client| client.prepare(query, &types).unwrap_or_else(|e| error!("{e}")).keep())
         });
         Spi::connect_mut(|client| {

@@ -176,6 +176,14 @@ pub fn for_each_row(
     cursor.close();
 }
 
+/// The one value of a query's first row, found as a [`Cursor`] finds it: nothing is written, not even on behalf of the
+/// transaction (pgrx's `Spi::get_one` gives it a number, which a standby can't). None if it is NULL, or there is no row.
+pub fn one_value<T: FromDatum + IntoDatum>(query: &str, args: &[DatumWithOid<'_>]) -> Option<T> {
+    let mut value = None;
+    Spi::connect(|client| for_each_row(client, query, args, |row| value = row.get(1)));
+    value
+}
+
 /// A set-returning function's result, materialised in a tuplestore that spills to disk past work_mem.
 pub struct ResultSet {
     store: *mut pg_sys::Tuplestorestate,

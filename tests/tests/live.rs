@@ -3,6 +3,7 @@
 mod common;
 
 use std::io::Write;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -629,6 +630,53 @@ fn a_prepared_transaction_has_its_rows() {
     assert_eq!(rows(&mut session, stale), expected);
     run(&mut session, "CALL bqx.refresh()");
     assert_followed(&mut session, "a refresh");
+}
+
+#[test]
+fn a_restored_pair_is_as_live_as_it_was() {
+    let (db, mut session) = live_db("dumped");
+    run_each(
+        &mut session,
+        &[
+            "CALL bqx.disable_live('{gbpusd}')",
+            "UPDATE bqx.m1_gbpusd SET close = 1.07 WHERE time = '2024-08-06 10:00'",
+            "UPDATE bqx.m1_eurusd SET close = 1.07 WHERE time = '2024-08-06 10:00+00'",
+        ],
+    );
+    let cluster = server().cluster();
+    let bin = &cluster.pg_config().bindir;
+    cluster.create_database("restored").unwrap();
+    let program = |name: &str, database: &str| {
+        let mut command = Command::new(bin.join(name));
+        command.env("PGHOST", cluster.socket_dir()).env("PGUSER", "postgres").args(["-d", database]);
+        command
+    };
+    let dump = program("pg_dump", db.name()).output().unwrap();
+    assert!(dump.status.success(), "{dump:?}");
+    let mut restoring = program("psql", "restored")
+        .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-o", "/dev/null"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    restoring.stdin.take().unwrap().write_all(&dump.stdout).unwrap();
+    assert!(restoring.wait().unwrap().success());
+
+    let mut restored = cluster.connect("restored").unwrap();
+    for pair in ["eurusd", "audusd"] {
+        assert_eq!(differences(&mut restored, pair), [""; 0]);
+        run(
+            &mut restored,
+            &format!("UPDATE bqx.m1_{pair} SET close = 1.09 WHERE time = '2024-08-06 10:00+00'"),
+        );
+        run(
+            &mut restored,
+            &format!("INSERT INTO bqx.m1_{pair} (time, close) VALUES ('2024-09-30 23:40+00', 1.07)"),
+        );
+        assert_eq!(differences(&mut restored, pair), [""; 0], "live");
+    }
+    assert_ne!(differences(&mut restored, "gbpusd"), [""; 0]);
+    run(&mut restored, "CALL bqx.refresh()");
+    assert_followed(&mut restored, "what was noted before the dump");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use common::followed::Followed;
 use schedule::Trial;
 
 /// Transactions and calls in one run.
-const STEPS: u64 = 250;
+const STEPS: u64 = 200;
 
 #[test]
 fn a_random_schedule_ends_with_the_rows_of_one_backfill() -> Result<()> {

@@ -791,7 +791,8 @@ const LEDGER_CALLS: [&str; 12] = [
     "bqx._open_units(1::bigint, 1)",
     "bqx._finish_job(1::bigint, 'bqx'::text, 'eurusd'::text, '2024-08-01'::date, 'done'::text, 1, now(), 1::bigint, \
         1::bigint, 0::bigint, 'forged'::text, 'forged'::text, NULL::text, NULL::text, NULL::text)",
-    "bqx._note_followed('eurusd'::text, '{bqx}'::text[], '{2024-08-01}'::date[], NULL::date, NULL::date)",
+    "bqx._note_followed('eurusd'::text, '{bqx}'::text[], '{2024-08-01}'::date[], '{1}'::bigint[], \
+        NULL::date, NULL::date)",
     "bqx._cancel_open_jobs(1::bigint)",
     "bqx._reopen_jobs(1::bigint)",
     "bqx._close_run(1::bigint)",
