@@ -154,6 +154,7 @@ AS $$
 DECLARE
     m1 regclass := bqx._m1_table(pair);
     has_index boolean := false;
+    newest timestamptz;
     has_baseline boolean := EXISTS (SELECT FROM bqx.baseline_rates AS b WHERE b.pair = $1);
     is_applied boolean := EXISTS (SELECT FROM bqx.baseline_rates AS b
                                    WHERE b.pair = $1 AND b.applied_at IS NOT NULL);
@@ -161,9 +162,10 @@ BEGIN
     -- The table counts, not only the record: M1 may have been made anew, or bring a rate_index of its own.
     IF bqx._column_type(m1, 'rate_index') IS NOT NULL AND (is_applied OR NOT has_baseline) THEN
         -- one row says it, mostly the newest; a query for that one takes less time to plan
-        EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE time = %s AND rate_index IS NOT NULL)', m1, bqx._as_key(m1, 'time', '$1'))
-           INTO has_index USING bqx._end_bar(m1, true);
-        has_index := has_index OR bqx._has_a_row(format('%s WHERE rate_index IS NOT NULL', m1));
+        newest := bqx._end_bar(m1, true);
+        has_index := isfinite(newest) AND bqx._has_a_row(
+            format('%s WHERE time = %s AND rate_index IS NOT NULL', m1, bqx._instant_literal(newest)));
+        has_index := has_index IS TRUE OR bqx._has_a_row(format('%s WHERE rate_index IS NOT NULL', m1));
     END IF;
     IF NOT has_index THEN
         RAISE EXCEPTION USING

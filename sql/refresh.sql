@@ -53,14 +53,14 @@ BEGIN
         SELECT f AS family, s.* FROM unnest(families) AS f, LATERAL bqx._filled_parts(bqx._derived_table(f, pair)) AS s
     )
     SELECT k.family, k.month, CASE WHEN r.month IS NULL THEN 'never computed'
-                                   WHEN r.followed_as IS DISTINCT FROM k.kept_in OR k.kept_in IS NULL THEN 'changes are not known'
-                                   ELSE 'rows are gone' END
+                                   WHEN g.rows_are_gone THEN 'rows are gone'
+                                   ELSE 'changes are not known' END
       FROM kept AS k LEFT JOIN recorded AS r ON r.family = k.family AND r.month = k.month
-     WHERE r.month IS NULL OR r.followed_as IS DISTINCT FROM k.kept_in OR k.kept_in IS NULL
-        OR r.bars > 0 AND NOT EXISTS (
+     CROSS JOIN LATERAL (SELECT r.bars > 0 AND NOT EXISTS (
                SELECT FROM stored AS s
                 WHERE s.family = k.family AND s.from_ts < bqx._month_start(bqx._next_month(k.month))
-                  AND s.to_ts > bqx._month_start(k.month))
+                  AND s.to_ts > bqx._month_start(k.month))) AS g (rows_are_gone)
+     WHERE r.month IS NULL OR r.followed_as IS DISTINCT FROM k.kept_in OR k.kept_in IS NULL OR g.rows_are_gone
      ORDER BY k.month, k.family;
 END
 $$;
@@ -255,13 +255,18 @@ BEGIN
     END IF;
     PERFORM bqx._await_makers_of_partitions(pair);
     FOR lacking IN SELECT * FROM bqx._tables_that_lack(pair, coming) LOOP
-        made := made + bqx._ensure_partitions(lacking.rel, lacking.key_column, coming);
+        BEGIN
+            made := made + bqx._ensure_partitions(lacking.rel, lacking.key_column, coming);
+        EXCEPTION
+            WHEN OTHERS THEN
+                GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, hint = PG_EXCEPTION_HINT;
+                RAISE WARNING USING MESSAGE = format('%s has no partition for a coming month: %s', lacking.rel, message), HINT = hint;
+        END;
     END LOOP;
     RETURN made;
 EXCEPTION
-    WHEN OTHERS THEN
-        GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, hint = PG_EXCEPTION_HINT;
-        RAISE WARNING USING MESSAGE = format('%s: partitions of coming months could not be made: %s', pair, message), HINT = hint;
+    WHEN OTHERS THEN  -- no newest bar, or a lock: said by what comes after, or better luck next time
+        RAISE WARNING '%: no partitions of coming months were made: %', pair, SQLERRM;
         RETURN 0;
 END
 $$;

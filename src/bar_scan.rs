@@ -15,17 +15,37 @@ use crate::time_partitions::TimePartitions;
 /// An M1 table whose bars can be read so.
 pub struct IndexedBars {
     parts: TimePartitions,
+    locks: Locks,
+}
+
+/// What becomes of the locks of tables that were read.
+#[derive(Clone, Copy)]
+pub enum Locks {
+    /// They are held until the transaction ends, as after a query: what was read can't be taken away meanwhile.
+    Kept,
+    /// They are given back: those of many pairs and years would be more than the server has room for.
+    GivenBack,
+}
+
+impl Locks {
+    /// With which lock a relation is closed.
+    fn at_close(self) -> pg_sys::LOCKMODE {
+        match self {
+            Locks::Kept => pg_sys::NoLock as pg_sys::LOCKMODE,
+            Locks::GivenBack => pg_sys::AccessShareLock as pg_sys::LOCKMODE,
+        }
+    }
 }
 
 impl IndexedBars {
     /// `None` if a query has to read the table. It must be partitioned, if at all, by its time.
-    pub fn of(m1: pg_sys::Oid) -> Option<IndexedBars> {
-        // Safety: table_open raises an error unless the table is there; it stays locked until the transaction ends.
+    pub fn of(m1: pg_sys::Oid, locks: Locks) -> Option<IndexedBars> {
+        // Safety: table_open raises an error unless the table is there; it is closed after it was looked at.
         unsafe {
             let relation = pg_sys::table_open(m1, pg_sys::AccessShareLock as i32);
             let parts = TimePartitions::of(relation);
-            pg_sys::table_close(relation, pg_sys::NoLock as i32);
-            parts.map(|parts| IndexedBars { parts })
+            pg_sys::table_close(relation, locks.at_close());
+            parts.map(|parts| IndexedBars { parts, locks })
         }
     }
 
@@ -53,7 +73,7 @@ impl IndexedBars {
             if found.len() == bars {
                 break;
             }
-            IndexedTable::open(table)?.read(direction, bars, &mut found);
+            IndexedTable::open(table, self.locks)?.read(direction, bars, &mut found);
         }
         Some(Ok(found))
     }
@@ -75,18 +95,18 @@ struct IndexedTable {
     time: c_int,
     rate_index: c_int,
     close: c_int,
+    locks: Locks,
 }
 
 impl IndexedTable {
     /// `None` if the table has columns of other types, or no such index.
-    fn open(table: pg_sys::Oid) -> Option<IndexedTable> {
-        // Safety: table_open raises an error unless the table is there. It stays locked until the transaction ends, as after a
-        // query.
+    fn open(table: pg_sys::Oid, locks: Locks) -> Option<IndexedTable> {
+        // Safety: table_open raises an error unless the table is there.
         unsafe {
             let heap = pg_sys::table_open(table, pg_sys::AccessShareLock as i32);
-            let found = Self::with_index(heap);
+            let found = Self::with_index(heap, locks);
             if found.is_none() {
-                pg_sys::table_close(heap, pg_sys::NoLock as i32);
+                pg_sys::table_close(heap, locks.at_close());
             }
             found
         }
@@ -94,7 +114,7 @@ impl IndexedTable {
 
     /// # Safety
     /// The relation must be open.
-    unsafe fn with_index(heap: pg_sys::Relation) -> Option<IndexedTable> {
+    unsafe fn with_index(heap: pg_sys::Relation, locks: Locks) -> Option<IndexedTable> {
         // Safety: the relation is open; the list of its indexes is one of OIDs.
         unsafe {
             let class = &*(*heap).rd_rel;
@@ -111,7 +131,7 @@ impl IndexedTable {
             let indexes = pg_sys::RelationGetIndexList(heap);
             let count = pg_sys::list_length(indexes);
             let index = (0..count).find_map(|i| open_index_on(pg_sys::list_nth_oid(indexes, i), time))?;
-            Some(IndexedTable { heap, index, time_type, time, rate_index, close })
+            Some(IndexedTable { heap, index, time_type, time, rate_index, close, locks })
         }
     }
 
@@ -171,8 +191,8 @@ impl Drop for IndexedTable {
         if !std::thread::panicking() {
             // Safety: both were opened by `open`, and are closed once.
             unsafe {
-                pg_sys::index_close(self.index, pg_sys::NoLock as i32);
-                pg_sys::table_close(self.heap, pg_sys::NoLock as i32);
+                pg_sys::index_close(self.index, self.locks.at_close());
+                pg_sys::table_close(self.heap, self.locks.at_close());
             }
         }
     }
@@ -224,7 +244,7 @@ unsafe fn open_index_on(oid: pg_sys::Oid, column: c_int) -> Option<pg_sys::Relat
         if is_usable {
             return Some(index);
         }
-        pg_sys::index_close(index, pg_sys::NoLock as i32);
+        pg_sys::index_close(index, pg_sys::AccessShareLock as i32);
         None
     }
 }

@@ -22,7 +22,7 @@ use pgrx::spi::{OwnedPreparedStatement, SpiClient};
 use pgrx::{FromDatum, IntoDatum, direct_function_call_as_datum};
 
 use crate::bar_changes::Noted;
-use crate::bar_scan::IndexedBars;
+use crate::bar_scan::{IndexedBars, Locks};
 use crate::computed_rows::{for_each_computed_row, lookback, own_columns, value_columns};
 use crate::errors::Failure;
 use crate::metric_columns::family;
@@ -221,7 +221,7 @@ fn _lookback_starts(
     lookback: i32,
 ) -> Vec<TimestampWithTimeZone> {
     check_may_read(m1);
-    let indexed = if is_kept_by_time(m1) { IndexedBars::of(m1) } else { None };
+    let indexed = if is_kept_by_time(m1) { IndexedBars::of(m1, Locks::GivenBack) } else { None };
     let instants = instants.into_iter().map(i64::from);
     let starts = series::lookback_starts(m1, indexed.as_ref(), instants, lookback.max(0) as usize);
     starts.into_iter().map(timestamp).collect()
@@ -233,7 +233,8 @@ CREATE FUNCTION bqx._end_bar(m1 regclass, newest boolean) RETURNS timestamp with
 LANGUAGE c STABLE STRICT SET search_path = pg_catalog, pg_temp AS '@MODULE_PATHNAME@', '@FUNCTION_NAME@';
 ")]
 fn _end_bar(m1: pg_sys::Oid, newest: bool) -> Option<TimestampWithTimeZone> {
-    let indexed = if may_read(m1) && is_kept_by_time(m1) { IndexedBars::of(m1) } else { None };
+    let indexed =
+        if may_read(m1) && is_kept_by_time(m1) { IndexedBars::of(m1, Locks::GivenBack) } else { None };
     let end = |indexed: &IndexedBars| {
         let bars = match newest {
             // one whose time is infinite, if there is one
@@ -337,7 +338,7 @@ impl PairTables {
     }
 
     fn indexed_bars(&self) -> Option<IndexedBars> {
-        if self.is_kept_by_time { IndexedBars::of(self.m1) } else { None }
+        if self.is_kept_by_time { IndexedBars::of(self.m1, Locks::Kept) } else { None }
     }
 }
 

@@ -960,8 +960,9 @@ fn workers_start_no_helper_processes() {
     let mut session = db.connect();
     run(&mut session, "SELECT count(*) FROM bqx.m1_eurusd");
     assert_ne!(helpers(), 0, "PostgreSQL starts them whenever it can");
+    // the calling session's own business, which plans that it keeps are made with
+    run(&mut session, "SET max_parallel_workers_per_gather = 0");
     run(&mut session, "CALL bqx.create_tables()");
-    run(&mut session, "SET max_parallel_workers_per_gather = 0"); // the calling session's own business
     for what in ["workers => 2", "workers => 2", "workers => 2, force => true", "workers => 0"] {
         if what == "workers => 0" {
             run(&mut session, "TRUNCATE bqx.bqx_eurusd, bqx.reg_usdjpy");

@@ -217,6 +217,6 @@ fn strangers_learn_nothing_of_what_is_stale() {
     assert_eq!(rows(&mut nobody, "SELECT * FROM bqx._noted_changes('eurusd')"), [""; 0]);
     let before = picture(&db);
     assert_eq!(error_of(&mut nobody, "CALL bqx.refresh('{eurusd}')").code, "42501");
-    run(&mut nobody, "SELECT bqx._forget_changes('{1,2,3}')");
+    assert_eq!(error_of(&mut nobody, "SELECT bqx._forget_changes('eurusd', '{1,2,3}')").code, "42501");
     assert_eq!(picture(&db), before);
 }

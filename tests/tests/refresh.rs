@@ -130,7 +130,6 @@ fn bars_that_came_or_went_unnoted_are_found() {
         (&["ALTER TABLE bqx.m1_audusd DETACH PARTITION bqx.\"in August\""], "audusd: 3 months to read"),
         (
             &[
-                "DROP TABLE bqx.m1_audusd_2024_09_from_01_0000", // that refresh made in its place
                 "DELETE FROM bqx.\"in August\" WHERE time >= '2024-08-10 00:00+00' AND time < '2024-08-12 00:00+00'",
                 "ALTER TABLE bqx.m1_audusd ATTACH PARTITION bqx.\"in August\" FOR VALUES FROM ('2024-07-24 00:00+00') TO ('2024-09-04 12:00+00')",
             ],
@@ -288,7 +287,9 @@ fn a_table_in_the_way_of_a_coming_month_is_named_and_rows_are_computed() {
     run(&mut session, "CALL bqx.refresh()");
     let said = notices.take();
     assert!(
-        said.iter().any(|line| line.starts_with("WARNING: bqx.reg_eurusd_2024_10 is in the way")),
+        said.iter().any(|line| {
+            line.starts_with("WARNING: ") && line.contains("bqx.reg_eurusd_2024_10 is in the way")
+        }),
         "{said:?}"
     );
     for pair in PAIRS {
