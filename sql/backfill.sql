@@ -57,6 +57,7 @@ BEGIN
     PERFORM bqx._show_claim(run_id, worker, pair, to_char(month, 'YYYY-MM'), families, job_ids);
     BEGIN
         PERFORM bqx._lock_tables(pair, families);
+        PERFORM bqx._lock_partition_to_write(to_regclass(format('bqx.%I', bqx._derived_name(f, pair))), month) FROM unnest(families) AS f;
         -- before the bars are read
         m1_identity := (SELECT i.identity FROM bqx._m1_identities(pair, ARRAY[month]) AS i);
         seen := pg_current_snapshot();

@@ -3353,6 +3353,20 @@ BEGIN
 END
 $$;
 
+-- Locks the month's partition as for writing, before anything is planned that reads it: planning locks its indexes, too, and
+-- REINDEX has the table before it asks for those. A role that has rights on the parent alone can't.
+CREATE FUNCTION bqx._lock_partition_to_write(derived regclass, month date) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    partition regclass := CASE WHEN bqx._is_partitioned_by(derived, 'ts_utc') THEN bqx._partition_of_month(derived, month) END;
+BEGIN
+    IF has_table_privilege(partition, 'INSERT, UPDATE, DELETE') THEN
+        EXECUTE format('LOCK TABLE %s IN ROW EXCLUSIVE MODE', partition);
+    END IF;
+END
+$$;
+
 -- Writes one month of the families, whose tables are locked (_lock_tables), in the caller's transaction, reading the
 -- bars once for all that can be written the fast way. One row per family.
 CREATE FUNCTION bqx._write_month(pair text, families text[], month date)
@@ -3543,6 +3557,7 @@ BEGIN
     PERFORM bqx._show_claim(run_id, worker, pair, to_char(month, 'YYYY-MM'), families, job_ids);
     BEGIN
         PERFORM bqx._lock_tables(pair, families);
+        PERFORM bqx._lock_partition_to_write(to_regclass(format('bqx.%I', bqx._derived_name(f, pair))), month) FROM unnest(families) AS f;
         -- before the bars are read
         m1_identity := (SELECT i.identity FROM bqx._m1_identities(pair, ARRAY[month]) AS i);
         seen := pg_current_snapshot();

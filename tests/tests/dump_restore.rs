@@ -48,6 +48,9 @@ fn used() -> &'static Db<'static> {
                 "INSERT INTO bqx.m1_staging (line) VALUES ('time,open,high,low,close'), \
                  ('2024-09-30 23:59:00,40,41,39,40'), ('2024-09-30 23:58:00,40,39,41,40'), (E'rubbish\\\\N\t\"')",
                 "CALL bqx.ingest_m1('dax40', on_bad_row => 'skip')",
+                // noted for refresh, and no change in the end
+                "UPDATE bqx.m1_eurtry SET close = close * 2 WHERE time = (SELECT max(time) FROM bqx.m1_eurtry)",
+                "UPDATE bqx.m1_eurtry SET close = close / 2 WHERE time = (SELECT max(time) FROM bqx.m1_eurtry)",
                 "CALL bqx.set_baselines('2024-07-01', '{dax40}')",
                 "GRANT CREATE ON SCHEMA bqx TO dump_trader",
                 "ALTER TABLE bqx.m1_dax40 OWNER TO dump_trader",
