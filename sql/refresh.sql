@@ -36,6 +36,7 @@ $$;
 CREATE FUNCTION bqx._months_to_check(pair text, families text[])
 RETURNS TABLE (family text, month date, reason text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+SET jit = off  -- estimates of many small functions' rows add up: compiling would take longer than all of it
 AS $$
 DECLARE
     known_months date[] := bqx._months_to_fill(families, pair, NULL, NULL);
@@ -161,6 +162,7 @@ $$;
 -- Forgets changes of a pair that every month saw, of both families, that they affect.
 CREATE FUNCTION bqx._forget_answered(pair text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 DECLARE
     families text[] := bqx._families_of(pair);
@@ -186,6 +188,7 @@ $$;
 CREATE FUNCTION bqx.stale(pairs text[] DEFAULT NULL)
 RETURNS TABLE (pair text, family text, month date, from_ts timestamp with time zone, to_ts timestamp with time zone, reason text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 DECLARE
     families text[];
@@ -334,6 +337,7 @@ $$;
 -- Follows the changes of a pair that are few, and says what is left for jobs.
 CREATE FUNCTION bqx._refresh_pair(pair text) RETURNS bqx._refreshed
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 DECLARE
     families text[] := bqx._families_of(pair);

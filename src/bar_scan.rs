@@ -203,8 +203,17 @@ impl Drop for IndexedTable {
 /// # Safety
 /// The descriptor must be that of an open relation.
 pub unsafe fn is_virtual(desc: pg_sys::TupleDesc, name: &CStr) -> bool {
+    #[cfg(not(feature = "pg18"))]
+    {
+        let _ = (desc, name);
+        false // there are none
+    }
+    #[cfg(feature = "pg18")]
     // Safety: see above; a number above 0 is that of a column.
     unsafe {
+        if (*desc).constr.is_null() || !(*(*desc).constr).has_generated_virtual {
+            return false;
+        }
         let number = pg_sys::SPI_fnumber(desc, name.as_ptr());
         let columns = pgrx::PgTupleDesc::from_pg_copy(desc);
         number > 0 && columns.get(number as usize - 1).is_some_and(|column| column.attgenerated as u8 == b'v')
