@@ -36,6 +36,11 @@ AS $$
         WHEN '55P03' THEN 'Another session held a lock for longer than lock_timeout; pg_locks shows locks.' END
 $$;
 
+-- An error's message and DETAIL on one line.
+CREATE FUNCTION bqx._with_detail(message text, detail text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END $$;
+
 -- Runs the jobs of one pair and month for these families, and records how they ended. What fails leaves the month
 -- as it was. Returns true if all went well.
 CREATE FUNCTION bqx._run_jobs(
@@ -90,7 +95,7 @@ BEGIN
                   FROM unnest(families, job_ids) AS j (f, id));
     END IF;
     PERFORM bqx._finish_job(run_id, families[1], pair, month, 'failed', worker, started, NULL::bigint, NULL::bigint,
-        NULL::bigint, NULL::text, NULL::text, NULL::pg_snapshot, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code,
+        NULL::bigint, NULL::text, NULL::text, NULL::pg_snapshot, bqx._with_detail(message, detail), code,
         coalesce(nullif(hint, ''), bqx._hint_for(code)));
     RETURN false;
 END

@@ -132,13 +132,26 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION bqx._kept_in(m1_identity text, derived_identity text) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN m1_identity || ' / ' || derived_identity;
+
 -- What is recorded of a month as followed_as, given what its bars were kept in before they were read.
 CREATE FUNCTION bqx._followed_as(family text, pair text, month date, m1_identity text) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN m1_identity || ' / ' || (SELECT d.identity FROM bqx._derived_identities(family, pair, ARRAY[month]) AS d);
+    RETURN bqx._kept_in(m1_identity, (SELECT d.identity FROM bqx._derived_identities(family, pair, ARRAY[month]) AS d));
 END
+$$;
+
+-- Our triggers on an M1 table and on its partitions.
+CREATE FUNCTION bqx._own_triggers(m1 regclass) RETURNS TABLE (rel regclass, tgname name, tgenabled "char")
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT t.tgrelid::regclass, t.tgname, t.tgenabled FROM pg_trigger AS t
+     WHERE t.tgname IN ('bqx_set_rate_index', 'bqx_note_change', 'bqx_live_begin', 'bqx_live')
+       AND t.tgrelid IN (SELECT m1::oid UNION SELECT p.relid::oid FROM pg_partition_tree(m1) AS p)
 $$;
 
 -- Triggers of ours that a table lacks, or that a session as a replica would not fire. PostgreSQL copies the triggers on
@@ -162,9 +175,7 @@ BEGIN
         END LOOP;
     END IF;
     FOR lax IN
-        SELECT t.tgrelid::regclass AS rel, t.tgname FROM pg_trigger AS t
-         WHERE t.tgname IN ('bqx_set_rate_index', 'bqx_note_change', 'bqx_live_begin', 'bqx_live') AND t.tgenabled <> 'A'
-           AND t.tgrelid IN (SELECT m1::oid UNION SELECT p.relid::oid FROM pg_partition_tree(m1) AS p)
+        SELECT t.rel, t.tgname FROM bqx._own_triggers(m1) AS t WHERE t.tgenabled <> 'A'
     LOOP
         EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', lax.rel, lax.tgname);
     END LOOP;

@@ -1458,8 +1458,9 @@ AS $$
                 THEN format('(%s AT TIME ZONE ''UTC'')', instant) ELSE instant END
 $$;
 
--- What _end_bar does where an index can't be asked (src/live.rs). Partitions are asked one by one, from that end: a query over all of them takes long to plan, and its locks for many pairs and years, in one transaction, would not fit into
--- the lock table (max_locks_per_transaction).
+-- What _end_bar does where an index can't be asked (src/live.rs). Partitions are asked one by one, from that end: a query over all of
+-- them takes long to plan, and its locks for many pairs and years, in one transaction, would not fit into the lock table
+-- (max_locks_per_transaction).
 CREATE FUNCTION bqx._end_bar_by_query(m1 regclass, newest boolean) RETURNS timestamp with time zone
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -1877,13 +1878,26 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION bqx._kept_in(m1_identity text, derived_identity text) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN m1_identity || ' / ' || derived_identity;
+
 -- What is recorded of a month as followed_as, given what its bars were kept in before they were read.
 CREATE FUNCTION bqx._followed_as(family text, pair text, month date, m1_identity text) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN m1_identity || ' / ' || (SELECT d.identity FROM bqx._derived_identities(family, pair, ARRAY[month]) AS d);
+    RETURN bqx._kept_in(m1_identity, (SELECT d.identity FROM bqx._derived_identities(family, pair, ARRAY[month]) AS d));
 END
+$$;
+
+-- Our triggers on an M1 table and on its partitions.
+CREATE FUNCTION bqx._own_triggers(m1 regclass) RETURNS TABLE (rel regclass, tgname name, tgenabled "char")
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT t.tgrelid::regclass, t.tgname, t.tgenabled FROM pg_trigger AS t
+     WHERE t.tgname IN ('bqx_set_rate_index', 'bqx_note_change', 'bqx_live_begin', 'bqx_live')
+       AND t.tgrelid IN (SELECT m1::oid UNION SELECT p.relid::oid FROM pg_partition_tree(m1) AS p)
 $$;
 
 -- Triggers of ours that a table lacks, or that a session as a replica would not fire. PostgreSQL copies the triggers on
@@ -1907,9 +1921,7 @@ BEGIN
         END LOOP;
     END IF;
     FOR lax IN
-        SELECT t.tgrelid::regclass AS rel, t.tgname FROM pg_trigger AS t
-         WHERE t.tgname IN ('bqx_set_rate_index', 'bqx_note_change', 'bqx_live_begin', 'bqx_live') AND t.tgenabled <> 'A'
-           AND t.tgrelid IN (SELECT m1::oid UNION SELECT p.relid::oid FROM pg_partition_tree(m1) AS p)
+        SELECT t.rel, t.tgname FROM bqx._own_triggers(m1) AS t WHERE t.tgenabled <> 'A'
     LOOP
         EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', lax.rel, lax.tgname);
     END LOOP;
@@ -3536,6 +3548,11 @@ AS $$
         WHEN '55P03' THEN 'Another session held a lock for longer than lock_timeout; pg_locks shows locks.' END
 $$;
 
+-- An error's message and DETAIL on one line.
+CREATE FUNCTION bqx._with_detail(message text, detail text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END $$;
+
 -- Runs the jobs of one pair and month for these families, and records how they ended. What fails leaves the month
 -- as it was. Returns true if all went well.
 CREATE FUNCTION bqx._run_jobs(
@@ -3590,7 +3607,7 @@ BEGIN
                   FROM unnest(families, job_ids) AS j (f, id));
     END IF;
     PERFORM bqx._finish_job(run_id, families[1], pair, month, 'failed', worker, started, NULL::bigint, NULL::bigint,
-        NULL::bigint, NULL::text, NULL::text, NULL::pg_snapshot, message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END, code,
+        NULL::bigint, NULL::text, NULL::text, NULL::pg_snapshot, bqx._with_detail(message, detail), code,
         coalesce(nullif(hint, ''), bqx._hint_for(code)));
     RETURN false;
 END
@@ -4184,8 +4201,8 @@ BEGIN
     RETURN QUERY
     WITH bars AS MATERIALIZED (
         SELECT i.* FROM bqx._m1_identities(pair, known_months) AS i
-    ), kept AS MATERIALIZED (  -- as _followed_as has it
-        SELECT f AS family, d.month, b.identity || ' / ' || d.identity AS kept_in
+    ), kept AS MATERIALIZED (
+        SELECT f AS family, d.month, bqx._kept_in(b.identity, d.identity) AS kept_in
           FROM unnest(families) AS f CROSS JOIN LATERAL bqx._derived_identities(f, pair, known_months) AS d
           JOIN bars AS b ON b.month = d.month
     ), recorded AS MATERIALIZED (
@@ -4423,9 +4440,7 @@ DECLARE
 BEGIN
     IF pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = m1), 'USAGE')
        AND (has_new_partitions
-            OR EXISTS (SELECT FROM unnest(m1::oid || bqx._leaves(m1)::oid[]) AS leaf JOIN pg_trigger AS t ON t.tgrelid = leaf
-                        WHERE t.tgname IN ('bqx_set_rate_index', 'bqx_note_change', 'bqx_live_begin', 'bqx_live')
-                          AND t.tgenabled IN ('O', 'R'))) THEN
+            OR EXISTS (SELECT FROM bqx._own_triggers(m1) AS t WHERE t.tgenabled IN ('O', 'R'))) THEN
         PERFORM bqx._keep_triggers_everywhere(m1);
     END IF;
 EXCEPTION
@@ -4468,7 +4483,7 @@ CREATE FUNCTION bqx._with_error(pair text, done bqx._refreshed, message text, de
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    done.error := pair || ': ' || message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END;
+    done.error := pair || ': ' || bqx._with_detail(message, detail);
     done.error_hint := coalesce(nullif(done.error_hint, ''), bqx._hint_for(done.error_code));
     RETURN done;
 END
@@ -4736,10 +4751,8 @@ BEGIN
     -- The parent first, as others lock; and as DROP TRIGGER will, lest a feed that has read bars waits to write some.
     EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', m1);
     FOR live IN
-        SELECT t.tgrelid::regclass AS rel, t.tgname FROM pg_trigger AS t
-         WHERE t.tgname IN ('bqx_live', 'bqx_live_begin')
-           AND t.tgrelid IN (SELECT m1::oid UNION SELECT p.relid::oid FROM pg_partition_tree(m1) AS p)
-         ORDER BY t.tgrelid <> m1, t.tgrelid
+        SELECT t.rel, t.tgname FROM bqx._own_triggers(m1) AS t WHERE t.tgname IN ('bqx_live', 'bqx_live_begin')
+         ORDER BY t.rel <> m1, t.rel::oid
     LOOP
         EXECUTE format('DROP TRIGGER %I ON %s', live.tgname, live.rel);
     END LOOP;

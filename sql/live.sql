@@ -72,10 +72,8 @@ BEGIN
     -- The parent first, as others lock; and as DROP TRIGGER will, lest a feed that has read bars waits to write some.
     EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', m1);
     FOR live IN
-        SELECT t.tgrelid::regclass AS rel, t.tgname FROM pg_trigger AS t
-         WHERE t.tgname IN ('bqx_live', 'bqx_live_begin')
-           AND t.tgrelid IN (SELECT m1::oid UNION SELECT p.relid::oid FROM pg_partition_tree(m1) AS p)
-         ORDER BY t.tgrelid <> m1, t.tgrelid
+        SELECT t.rel, t.tgname FROM bqx._own_triggers(m1) AS t WHERE t.tgname IN ('bqx_live', 'bqx_live_begin')
+         ORDER BY t.rel <> m1, t.rel::oid
     LOOP
         EXECUTE format('DROP TRIGGER %I ON %s', live.tgname, live.rel);
     END LOOP;

@@ -44,8 +44,8 @@ BEGIN
     RETURN QUERY
     WITH bars AS MATERIALIZED (
         SELECT i.* FROM bqx._m1_identities(pair, known_months) AS i
-    ), kept AS MATERIALIZED (  -- as _followed_as has it
-        SELECT f AS family, d.month, b.identity || ' / ' || d.identity AS kept_in
+    ), kept AS MATERIALIZED (
+        SELECT f AS family, d.month, bqx._kept_in(b.identity, d.identity) AS kept_in
           FROM unnest(families) AS f CROSS JOIN LATERAL bqx._derived_identities(f, pair, known_months) AS d
           JOIN bars AS b ON b.month = d.month
     ), recorded AS MATERIALIZED (
@@ -283,9 +283,7 @@ DECLARE
 BEGIN
     IF pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = m1), 'USAGE')
        AND (has_new_partitions
-            OR EXISTS (SELECT FROM unnest(m1::oid || bqx._leaves(m1)::oid[]) AS leaf JOIN pg_trigger AS t ON t.tgrelid = leaf
-                        WHERE t.tgname IN ('bqx_set_rate_index', 'bqx_note_change', 'bqx_live_begin', 'bqx_live')
-                          AND t.tgenabled IN ('O', 'R'))) THEN
+            OR EXISTS (SELECT FROM bqx._own_triggers(m1) AS t WHERE t.tgenabled IN ('O', 'R'))) THEN
         PERFORM bqx._keep_triggers_everywhere(m1);
     END IF;
 EXCEPTION
@@ -328,7 +326,7 @@ CREATE FUNCTION bqx._with_error(pair text, done bqx._refreshed, message text, de
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    done.error := pair || ': ' || message || CASE WHEN detail <> '' THEN ' (' || detail || ')' ELSE '' END;
+    done.error := pair || ': ' || bqx._with_detail(message, detail);
     done.error_hint := coalesce(nullif(done.error_hint, ''), bqx._hint_for(done.error_code));
     RETURN done;
 END

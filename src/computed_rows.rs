@@ -115,6 +115,31 @@ fn overflow(column: &Column, time: i64) -> ! {
     .raise()
 }
 
+/// Computed rows as the result of a set-returning function: `ts_utc`, and so many values.
+pub struct ComputedSet {
+    rows: ResultSet,
+    row: Vec<Option<pg_sys::Datum>>,
+}
+
+impl ComputedSet {
+    /// # Safety
+    /// As [`ResultSet::start`].
+    pub unsafe fn start(fcinfo: pg_sys::FunctionCallInfo, values: usize) -> ComputedSet {
+        let mut types = vec![pg_sys::FLOAT8OID; values + 1];
+        types[0] = pg_sys::TIMESTAMPTZOID;
+        // Safety: the caller's.
+        ComputedSet { rows: unsafe { ResultSet::start(fcinfo, &types) }, row: vec![None; values + 1] }
+    }
+
+    pub fn put(&mut self, computed: &ComputedRow) {
+        self.row[0] = Some(pg_sys::Datum::from(computed.time));
+        for (i, slot) in self.row[1..].iter_mut().enumerate() {
+            *slot = computed.value(i).map(|v| pg_sys::Datum::from(v.to_bits()));
+        }
+        self.rows.put(&self.row);
+    }
+}
+
 /// The rows of `[from_ts, to_ts)` with columns `ts_utc` and then `columns` (values only), as the caller's column
 /// definition list must say. Pieces of the range are read and computed one after the other: no range is too
 /// long. The estimate of rows is a month's.
@@ -134,19 +159,12 @@ fn _computed_rows(
 ) {
     let family = self::family(family);
     let columns = own_columns(family, columns.iter().map(String::as_str));
-    let mut types = vec![pg_sys::FLOAT8OID; columns.len() + 1];
-    types[0] = pg_sys::TIMESTAMPTZOID;
     // Safety: it is this function's own call.
-    let mut rows = unsafe { ResultSet::start(fcinfo, &types) };
-    let mut row = vec![None; columns.len() + 1];
+    let mut rows = unsafe { ComputedSet::start(fcinfo, columns.len()) };
     let mut done = 0;
     series::for_each_piece(m1, from_ts.into(), to_ts.into(), lookback(&columns), |piece| {
         for_each_computed_row(piece, &columns, |computed| {
-            row[0] = Some(pg_sys::Datum::from(computed.time));
-            for (i, slot) in row[1..].iter_mut().enumerate() {
-                *slot = computed.value(i).map(|v| pg_sys::Datum::from(v.to_bits()));
-            }
-            rows.put(&row);
+            rows.put(computed);
             done += 1;
             if done % BLOCK == 0 {
                 live_progress::advance(family, done);

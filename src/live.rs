@@ -23,10 +23,10 @@ use pgrx::{FromDatum, IntoDatum, direct_function_call_as_datum};
 
 use crate::bar_changes::Noted;
 use crate::bar_scan::{IndexedBars, Locks};
-use crate::computed_rows::{for_each_computed_row, lookback, own_columns, value_columns};
+use crate::computed_rows::{ComputedSet, for_each_computed_row, lookback, own_columns, value_columns};
 use crate::errors::Failure;
 use crate::metric_columns::family;
-use crate::rows::{ResultSet, for_each_row, one_value};
+use crate::rows::{for_each_row, one_value};
 use crate::series::{self, Fingerprint, Series};
 use crate::time_partitions::TimePartitions;
 
@@ -165,9 +165,7 @@ pub fn follow(pair: &str, changes: &[ChangedRange]) -> i64 {
             tables.derived.iter().for_each(|table| table.store(pair, piece));
         });
     }
-    if changes.iter().any(|range| range.removed) {
-        remove_rows_without_bars(pair, changes);
-    }
+    remove_rows_without_bars(pair, changes);
     note_followed(pair, &tables.derived, changes, &stored);
     if NOTIFY.get() {
         notify(pair, changes, &stored);
@@ -221,7 +219,7 @@ fn _lookback_starts(
     lookback: i32,
 ) -> Vec<TimestampWithTimeZone> {
     check_may_read(m1);
-    let indexed = if is_kept_by_time(m1) { IndexedBars::of(m1, Locks::GivenBack) } else { None };
+    let indexed = indexed_bars(m1);
     let instants = instants.into_iter().map(i64::from);
     let starts = series::lookback_starts(m1, indexed.as_ref(), instants, lookback.max(0) as usize);
     starts.into_iter().map(timestamp).collect()
@@ -233,8 +231,7 @@ CREATE FUNCTION bqx._end_bar(m1 regclass, newest boolean) RETURNS timestamp with
 LANGUAGE c STABLE STRICT SET search_path = pg_catalog, pg_temp AS '@MODULE_PATHNAME@', '@FUNCTION_NAME@';
 ")]
 fn _end_bar(m1: pg_sys::Oid, newest: bool) -> Option<TimestampWithTimeZone> {
-    let indexed =
-        if may_read(m1) && is_kept_by_time(m1) { IndexedBars::of(m1, Locks::GivenBack) } else { None };
+    let indexed = if may_read(m1) { indexed_bars(m1) } else { None };
     let end = |indexed: &IndexedBars| {
         let bars = match newest {
             // one whose time is infinite, if there is one
@@ -258,6 +255,11 @@ fn timestamp(pg_micros: i64) -> TimestampWithTimeZone {
     // Safety: a timestamptz datum is this integer.
     unsafe { TimestampWithTimeZone::from_datum(pg_sys::Datum::from(pg_micros), false) }
         .expect("it is not NULL")
+}
+
+/// An M1 table, to be asked something; `None` if a query has to.
+fn indexed_bars(m1: pg_sys::Oid) -> Option<IndexedBars> {
+    if is_kept_by_time(m1) { IndexedBars::of(m1, Locks::GivenBack) } else { None }
 }
 
 /// Whether an M1 table is partitioned by its time, if at all.
@@ -458,18 +460,9 @@ fn _rows_to_store(fcinfo: pg_sys::FunctionCallInfo) {
     let Some(RowsToStore { piece, columns }) = TO_STORE.with_borrow(Clone::clone) else {
         error!("no rows are being stored");
     };
-    let mut types = vec![pg_sys::FLOAT8OID; columns.len() + 1];
-    types[0] = pg_sys::TIMESTAMPTZOID;
     // Safety: it is this function's own call.
-    let mut rows = unsafe { ResultSet::start(fcinfo, &types) };
-    let mut row = vec![None; columns.len() + 1];
-    let computed = for_each_computed_row(&piece, &columns, |computed| {
-        row[0] = Some(pg_sys::Datum::from(computed.time));
-        for (i, slot) in row[1..].iter_mut().enumerate() {
-            *slot = computed.value(i).map(|v| pg_sys::Datum::from(v.to_bits()));
-        }
-        rows.put(&row);
-    });
+    let mut rows = unsafe { ComputedSet::start(fcinfo, columns.len()) };
+    let computed = for_each_computed_row(&piece, &columns, |computed| rows.put(computed));
     computed
         .unwrap_or_else(|_| Failure::out_of_memory("Rows that bars affect could not be computed.").raise());
 }
