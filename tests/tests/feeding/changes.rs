@@ -139,6 +139,14 @@ impl Transaction {
         let names: Vec<&str> = tag.map(|(names, _)| names.split(' ').collect()).unwrap_or_default();
         PAIRS.iter().filter(|pair| names.contains(&pair.name)).collect()
     }
+
+    /// Whether a statement of some transaction is an [`Kind::IntoPartition`] of a partitioned table.
+    pub fn writes_into_partition(statement: &str) -> bool {
+        let table = statement.split_once("INSERT INTO bqx.m1_").map(|(_, rest)| rest);
+        table.is_some_and(|table| {
+            MONTHS.iter().any(|month| table.contains(&format!("_{} (", month.replace('-', "_"))))
+        })
+    }
 }
 
 /// A change, sometimes in a subtransaction, which sometimes is undone.

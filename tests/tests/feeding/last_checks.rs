@@ -12,7 +12,7 @@ use super::differences::{Columns, Stretch};
 use super::feed::FEED;
 use super::market::PAIRS;
 use super::readers::{READER, bars_without_rows};
-use super::upkeep::{UPKEEP, locks_a_partition};
+use super::upkeep::{UPKEEP, drops_partitions, locks_a_partition};
 use crate::common::try_rows;
 use crate::soak::site::Site;
 use crate::soak::soundness::{corruption, faults, leftovers, unfinished_business};
@@ -68,7 +68,7 @@ fn deadlocks(log: &str) -> Vec<Vec<String>> {
     let mut within = false;
     for line in log.lines() {
         let process = line.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map(|(pid, _)| pid);
-        if let (Some(process), Some((_, statement))) = (process, line.split_once(" statement: ")) {
+        if let (Some(process), Some(statement)) = (process, logged_statement(line)) {
             latest.insert(process, statement);
         }
         let begins = line.contains("DETAIL:  Process ");
@@ -85,8 +85,15 @@ fn deadlocks(log: &str) -> Vec<Vec<String>> {
     deadlocks
 }
 
+/// The statement that a line of the log says somebody sent, in either of the protocol's ways: drivers prepare a COPY.
+fn logged_statement(line: &str) -> Option<&str> {
+    let (_, said) = line.split_once(" LOG:  00000: ")?;
+    said.strip_prefix("statement: ").or_else(|| Some(said.strip_prefix("execute ")?.split_once(": ")?.1))
+}
+
 /// Only feeds that change several pairs, or rows of pairs that are not live, in any order, may meet in a deadlock, with others
-/// in between; and no call may end for it. Who locks a partition first may meet anyone.
+/// in between; and no call may end for it. Who locks a partition first may meet anyone; who writes straight into one, whoever
+/// drops some.
 fn is_our_doing(deadlock: &[String]) -> bool {
     let in_any_order = |statement: &&String| match Transaction::pairs_in_tag(statement)[..] {
         [] => false,
@@ -95,12 +102,16 @@ fn is_our_doing(deadlock: &[String]) -> bool {
     };
     let ends_call = deadlock.first().is_some_and(|victim| victim.starts_with("CALL"));
     let among_feeds = deadlock.iter().filter(in_any_order).count() >= 2;
-    !deadlock.iter().any(|statement| locks_a_partition(statement)) && (ends_call || !among_feeds)
+    let drops = deadlock.iter().any(|statement| drops_partitions(statement));
+    let is_usual = deadlock.iter().any(|statement| locks_a_partition(statement))
+        || drops && deadlock.iter().any(|statement| Transaction::writes_into_partition(statement));
+    !is_usual && (ends_call || !among_feeds)
 }
 
 #[test]
 fn deadlocks_are_read_from_the_log() {
-    let log = "2024-07-01 12:00:00.000 UTC [8] LOG:  00000: statement: /* eurusd gbpusd */ COMMIT\n\
+    let log = "2024-07-01 12:00:00.000 UTC [8] LOG:  00000: statement: BEGIN\n\
+               2024-07-01 12:00:00.000 UTC [8] LOG:  00000: execute s0: /* eurusd gbpusd */ COPY bqx.m1_eurusd FROM STDIN\n\
                2024-07-01 12:00:00.000 UTC [7] LOG:  00000: statement: BEGIN\n\
                2024-07-01 12:00:00.000 UTC [7] LOG:  00000: statement: CALL bqx.refresh()\n\
                2024-07-01 12:00:00.000 UTC [7] ERROR:  40P01: deadlock detected\n\
@@ -109,7 +120,7 @@ fn deadlocks_are_read_from_the_log() {
                2024-07-01 12:00:00.000 UTC [7] HINT:  See server log for query details.\n\
                \tProcess 9 waits for something else\n";
     let found = deadlocks(log);
-    assert_eq!(found, [["CALL bqx.refresh()", "/* eurusd gbpusd */ COMMIT"]]);
+    assert_eq!(found, [["CALL bqx.refresh()", "/* eurusd gbpusd */ COPY bqx.m1_eurusd FROM STDIN"]]);
     let feeds = ["/* eurusd gbpusd */ COMMIT", "/* gbpusd eurusd */ COPY"];
     for (deadlock, ours) in [
         (vec!["CALL bqx.refresh()", feeds[0]], true),
@@ -119,6 +130,9 @@ fn deadlocks_are_read_from_the_log() {
         (vec!["/* eurusd */ COMMIT", feeds[0]], true),
         (vec!["/* eurusd */ COMMIT", feeds[0], feeds[1]], false),
         (vec!["CALL bqx.refresh()", "TRUNCATE bqx.m1_gbpusd_2024_08"], false),
+        (vec!["DO $$ DROP TABLE $$", "/* eurusd */ INSERT INTO bqx.m1_eurusd_2024_08 (time"], false),
+        (vec!["DO $$ DROP TABLE $$", "/* eurusd */ INSERT INTO bqx.m1_eurusd (time"], true),
+        (vec!["CALL bqx.refresh()", "/* eurusd */ INSERT INTO bqx.m1_eurusd_2024_08 (time"], true),
     ] {
         let deadlock: Vec<String> = deadlock.into_iter().map(str::to_owned).collect();
         assert_eq!(is_our_doing(&deadlock), ours, "{deadlock:?}");

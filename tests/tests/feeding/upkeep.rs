@@ -118,6 +118,12 @@ pub fn locks_a_partition(sql: &str) -> bool {
     sql.starts_with("TRUNCATE") || sql.contains("DETACH PARTITION")
 }
 
+/// Whether a statement drops partitions, having locked their parent and then, as LOCK TABLE does, all of them. Who writes straight
+/// into a partition has that locked before the parent is looked at, by PostgreSQL itself or by a trigger.
+pub fn drops_partitions(sql: &str) -> bool {
+    sql.starts_with("DO") && sql.contains("DROP TABLE")
+}
+
 /// SQL that takes a month's partition of M1 away, deletes bars, which nobody notes, and gives it back. One message, so one
 /// transaction; the parent first, as writers lock.
 fn reattach(session: &mut Client, pair: &str, month: &str) -> Result<String, Error> {
