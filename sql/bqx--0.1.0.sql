@@ -667,18 +667,13 @@ DECLARE
     has_new_months boolean := false;
 BEGIN
     PERFORM bqx._check_may_write(role_name, bqx._derived_name(f, $1)) FROM unnest(families) AS f;
-    -- The usual case, for bars that come one by one: it is noted. With one snapshot throughout that can't be told.
-    IF current_setting('transaction_isolation') <> 'read committed'
-       OR (SELECT count(*) FROM bqx.month_ledger AS m
-            WHERE m.family = ANY ($2) AND m.pair = $1 AND m.month = ANY ($3) AND m.input_fingerprint IS NULL)
-          < cardinality($2) * cardinality($3) THEN
-        WITH noted AS (
-            INSERT INTO bqx.month_ledger AS m (family, pair, month, bars)
-            SELECT f, $1, d, 1 FROM unnest($2) AS f, unnest($3) AS d
-                ON CONFLICT (family, pair, month) DO UPDATE SET input_fingerprint = NULL, bars = greatest(m.bars, 1)
-             RETURNING m.xmax = 0 AS is_new)
-        SELECT coalesce(bool_or(n.is_new), false) INTO has_new_months FROM noted AS n;
-    END IF;
+    WITH noted AS (
+        INSERT INTO bqx.month_ledger AS m (family, pair, month, bars)
+        SELECT f, $1, d, 1 FROM unnest($2) AS f, unnest($3) AS d
+            ON CONFLICT (family, pair, month) DO UPDATE SET input_fingerprint = NULL, bars = greatest(m.bars, 1)
+                WHERE m.input_fingerprint IS NOT NULL OR m.bars < 1
+         RETURNING m.xmax = 0 AS is_new)
+    SELECT coalesce(bool_or(n.is_new), false) INTO has_new_months FROM noted AS n;
     IF $4 IS NOT NULL THEN
         UPDATE bqx.month_ledger AS m SET input_fingerprint = NULL
          WHERE m.family = ANY ($2) AND m.pair = $1 AND m.month BETWEEN $4 AND $5 AND m.input_fingerprint IS NOT NULL;
@@ -781,8 +776,8 @@ AS 'MODULE_PATHNAME', '_computed_rows_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/live.rs
--- bqx::live::_end_bar
+-- src/m1_tables.rs
+-- bqx::m1_tables::_end_bar
 
 CREATE FUNCTION bqx._end_bar(m1 regclass, newest boolean) RETURNS timestamp with time zone
 LANGUAGE c STABLE STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', '_end_bar_wrapper';
@@ -890,8 +885,8 @@ AS 'MODULE_PATHNAME', '_ledger_retention_minutes_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/live.rs
--- bqx::live::_lookback_starts
+-- src/m1_tables.rs
+-- bqx::m1_tables::_lookback_starts
 
 CREATE FUNCTION bqx._lookback_starts(m1 regclass, instants timestamp with time zone[], lookback int)
 RETURNS timestamp with time zone[] LANGUAGE c STABLE STRICT SET search_path = pg_catalog, pg_temp
@@ -1364,7 +1359,7 @@ $$;
 -- src/lib.rs
 -- requires:
 --   partitions
---   live::_end_bar
+--   m1_tables::_end_bar
 
 -- M1 tables: one-minute bars, ours or an existing database's own. The helpers hide the difference.
 
@@ -1458,7 +1453,7 @@ AS $$
                 THEN format('(%s AT TIME ZONE ''UTC'')', instant) ELSE instant END
 $$;
 
--- What _end_bar does where an index can't be asked (src/live.rs). Partitions are asked one by one, from that end: a query over all of
+-- What _end_bar does where an index can't be asked (src/m1_tables.rs). Partitions are asked one by one, from that end: a query over all of
 -- them takes long to plan, and its locks for many pairs and years, in one transaction, would not fit into the lock table
 -- (max_locks_per_transaction).
 CREATE FUNCTION bqx._end_bar_by_query(m1 regclass, newest boolean) RETURNS timestamp with time zone
@@ -2152,8 +2147,8 @@ AS 'MODULE_PATHNAME', '_role_of_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/live.rs
--- bqx::live::_rows_to_store
+-- src/followed_tables.rs
+-- bqx::followed_tables::_rows_to_store
 
 CREATE FUNCTION bqx._rows_to_store() RETURNS SETOF record LANGUAGE c VOLATILE ROWS 10
 SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', '_rows_to_store_wrapper';
@@ -3957,14 +3952,14 @@ COMMENT ON PROCEDURE bqx.backfill(text[], text[], date, date, int, boolean, bool
 -- src/lib.rs
 -- requires:
 --   backfill
---   live::_rows_to_store
+--   followed_tables::_rows_to_store
 --   live::_follow_changes
---   live::_lookback_starts
+--   m1_tables::_lookback_starts
 --   live::_months_ahead
 --   live::_merged_gap
 --   time_partitions::_parts_between
 
--- What src/live.rs needs to know and to do in SQL: the rows that changed bars affect, in the caller's transaction.
+-- What src/live.rs and src/followed_tables.rs need to know and to do in SQL: the rows that changed bars affect, in the caller's transaction.
 
 -- Why rows of a derived table can't follow changes of bars one by one; NULL: they can.
 CREATE FUNCTION bqx._why_not_followed(derived regclass) RETURNS text
@@ -4008,9 +4003,21 @@ AS $$
       LEFT JOIN LATERAL unnest(own.names) WITH ORDINALITY AS u (n, i) ON n NOT IN ('ts_utc', 'created_at')
 $$;
 
+-- The statement that stores a new row, of these values, unless there is one.
+CREATE FUNCTION bqx._insert_statement(family text, derived regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format('INSERT INTO %s (ts_utc%s) VALUES (%s%s) ON CONFLICT (ts_utc) DO NOTHING', derived,
+                  string_agg(format(', %I', n), '' ORDER BY i), bqx._as_key(derived, 'ts_utc', '$1'),
+                  string_agg(format(', $%s::%s', i, bqx._column_type(derived, n)), '' ORDER BY i))
+      FROM (SELECT n, row_number() OVER (ORDER BY u.i) + 1
+              FROM unnest((bqx._own_columns(family, derived)).names) WITH ORDINALITY AS u (n, i)
+             WHERE n NOT IN ('ts_utc', 'created_at')) AS own (n, i)
+$$;
+
 -- The derived tables that a pair has, and how their rows are stored.
 CREATE FUNCTION bqx._tables_to_follow(pair text)
-RETURNS TABLE (family text, derived regclass, column_names text[], upsert text)
+RETURNS TABLE (family text, derived regclass, column_names text[], insert_one text, upsert text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -4028,6 +4035,7 @@ BEGIN
         END IF;
         PERFORM bqx._check_sees_all_rows(derived);
         column_names := (bqx._own_columns(family, derived)).names;
+        insert_one := bqx._insert_statement(family, derived);
         upsert := bqx._upsert_statement(family, derived);
         RETURN NEXT;
     END LOOP;
@@ -5767,10 +5775,10 @@ BEGIN
     EXECUTE (SELECT format(
         'SELECT count(*), count(*) FILTER (WHERE t.ts_utc IS NULL), min(c.ts_utc) FILTER (WHERE t.ts_utc IS NULL) '
         '  FROM bqx._computed_rows($3, $4, $1, $2, $5) AS c (ts_utc timestamptz%1$s) '
-        '  LEFT JOIN (SELECT * %2$s) AS t ON t.ts_utc = %3$s AND ROW(%4$s) IS NOT DISTINCT FROM ROW(%5$s)',
+        '  LEFT JOIN (SELECT * %2$s) AS t ON t.ts_utc = %3$s AND ROW(0%4$s) IS NOT DISTINCT FROM ROW(0%5$s)',
         string_agg(format(', %I double precision', n), '' ORDER BY i), checked.stored,
-        bqx._as_key(checked.derived, 'ts_utc', 'c.ts_utc'), string_agg(format('t.%I', n), ', ' ORDER BY i),
-        string_agg(format('c.%I::%s', n, bqx._column_type(checked.derived, n)), ', ' ORDER BY i))
+        bqx._as_key(checked.derived, 'ts_utc', 'c.ts_utc'), string_agg(format(', t.%I', n), '' ORDER BY i),
+        string_agg(format(', c.%I::%s', n, bqx._column_type(checked.derived, n)), '' ORDER BY i))
         FROM unnest(value_names) WITH ORDINALITY AS u (n, i))
        INTO bars, astray, first_at
       USING bqx._month_start(month), bqx._month_start(bqx._next_month(month)), checked.family, checked.m1, value_names;

@@ -1,4 +1,4 @@
--- What src/live.rs needs to know and to do in SQL: the rows that changed bars affect, in the caller's transaction.
+-- What src/live.rs and src/followed_tables.rs need to know and to do in SQL: the rows that changed bars affect, in the caller's transaction.
 
 -- Why rows of a derived table can't follow changes of bars one by one; NULL: they can.
 CREATE FUNCTION bqx._why_not_followed(derived regclass) RETURNS text
@@ -42,9 +42,21 @@ AS $$
       LEFT JOIN LATERAL unnest(own.names) WITH ORDINALITY AS u (n, i) ON n NOT IN ('ts_utc', 'created_at')
 $$;
 
+-- The statement that stores a new row, of these values, unless there is one.
+CREATE FUNCTION bqx._insert_statement(family text, derived regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format('INSERT INTO %s (ts_utc%s) VALUES (%s%s) ON CONFLICT (ts_utc) DO NOTHING', derived,
+                  string_agg(format(', %I', n), '' ORDER BY i), bqx._as_key(derived, 'ts_utc', '$1'),
+                  string_agg(format(', $%s::%s', i, bqx._column_type(derived, n)), '' ORDER BY i))
+      FROM (SELECT n, row_number() OVER (ORDER BY u.i) + 1
+              FROM unnest((bqx._own_columns(family, derived)).names) WITH ORDINALITY AS u (n, i)
+             WHERE n NOT IN ('ts_utc', 'created_at')) AS own (n, i)
+$$;
+
 -- The derived tables that a pair has, and how their rows are stored.
 CREATE FUNCTION bqx._tables_to_follow(pair text)
-RETURNS TABLE (family text, derived regclass, column_names text[], upsert text)
+RETURNS TABLE (family text, derived regclass, column_names text[], insert_one text, upsert text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -62,6 +74,7 @@ BEGIN
         END IF;
         PERFORM bqx._check_sees_all_rows(derived);
         column_names := (bqx._own_columns(family, derived)).names;
+        insert_one := bqx._insert_statement(family, derived);
         upsert := bqx._upsert_statement(family, derived);
         RETURN NEXT;
     END LOOP;

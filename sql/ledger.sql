@@ -367,18 +367,13 @@ DECLARE
     has_new_months boolean := false;
 BEGIN
     PERFORM bqx._check_may_write(role_name, bqx._derived_name(f, $1)) FROM unnest(families) AS f;
-    -- The usual case, for bars that come one by one: it is noted. With one snapshot throughout that can't be told.
-    IF current_setting('transaction_isolation') <> 'read committed'
-       OR (SELECT count(*) FROM bqx.month_ledger AS m
-            WHERE m.family = ANY ($2) AND m.pair = $1 AND m.month = ANY ($3) AND m.input_fingerprint IS NULL)
-          < cardinality($2) * cardinality($3) THEN
-        WITH noted AS (
-            INSERT INTO bqx.month_ledger AS m (family, pair, month, bars)
-            SELECT f, $1, d, 1 FROM unnest($2) AS f, unnest($3) AS d
-                ON CONFLICT (family, pair, month) DO UPDATE SET input_fingerprint = NULL, bars = greatest(m.bars, 1)
-             RETURNING m.xmax = 0 AS is_new)
-        SELECT coalesce(bool_or(n.is_new), false) INTO has_new_months FROM noted AS n;
-    END IF;
+    WITH noted AS (
+        INSERT INTO bqx.month_ledger AS m (family, pair, month, bars)
+        SELECT f, $1, d, 1 FROM unnest($2) AS f, unnest($3) AS d
+            ON CONFLICT (family, pair, month) DO UPDATE SET input_fingerprint = NULL, bars = greatest(m.bars, 1)
+                WHERE m.input_fingerprint IS NOT NULL OR m.bars < 1
+         RETURNING m.xmax = 0 AS is_new)
+    SELECT coalesce(bool_or(n.is_new), false) INTO has_new_months FROM noted AS n;
     IF $4 IS NOT NULL THEN
         UPDATE bqx.month_ledger AS m SET input_fingerprint = NULL
          WHERE m.family = ANY ($2) AND m.pair = $1 AND m.month BETWEEN $4 AND $5 AND m.input_fingerprint IS NOT NULL;

@@ -90,7 +90,7 @@ AS $$
                 THEN format('(%s AT TIME ZONE ''UTC'')', instant) ELSE instant END
 $$;
 
--- What _end_bar does where an index can't be asked (src/live.rs). Partitions are asked one by one, from that end: a query over all of
+-- What _end_bar does where an index can't be asked (src/m1_tables.rs). Partitions are asked one by one, from that end: a query over all of
 -- them takes long to plan, and its locks for many pairs and years, in one transaction, would not fit into the lock table
 -- (max_locks_per_transaction).
 CREATE FUNCTION bqx._end_bar_by_query(m1 regclass, newest boolean) RETURNS timestamp with time zone

@@ -571,10 +571,10 @@ BEGIN
     EXECUTE (SELECT format(
         'SELECT count(*), count(*) FILTER (WHERE t.ts_utc IS NULL), min(c.ts_utc) FILTER (WHERE t.ts_utc IS NULL) '
         '  FROM bqx._computed_rows($3, $4, $1, $2, $5) AS c (ts_utc timestamptz%1$s) '
-        '  LEFT JOIN (SELECT * %2$s) AS t ON t.ts_utc = %3$s AND ROW(%4$s) IS NOT DISTINCT FROM ROW(%5$s)',
+        '  LEFT JOIN (SELECT * %2$s) AS t ON t.ts_utc = %3$s AND ROW(0%4$s) IS NOT DISTINCT FROM ROW(0%5$s)',
         string_agg(format(', %I double precision', n), '' ORDER BY i), checked.stored,
-        bqx._as_key(checked.derived, 'ts_utc', 'c.ts_utc'), string_agg(format('t.%I', n), ', ' ORDER BY i),
-        string_agg(format('c.%I::%s', n, bqx._column_type(checked.derived, n)), ', ' ORDER BY i))
+        bqx._as_key(checked.derived, 'ts_utc', 'c.ts_utc'), string_agg(format(', t.%I', n), '' ORDER BY i),
+        string_agg(format(', c.%I::%s', n, bqx._column_type(checked.derived, n)), '' ORDER BY i))
         FROM unnest(value_names) WITH ORDINALITY AS u (n, i))
        INTO bars, astray, first_at
       USING bqx._month_start(month), bqx._month_start(bqx._next_month(month)), checked.family, checked.m1, value_names;

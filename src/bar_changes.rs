@@ -18,6 +18,7 @@ use pgrx::prelude::*;
 use crate::bar_scan;
 use crate::errors::Failure;
 use crate::live;
+use crate::m1_tables;
 use crate::series::{INFINITY, MINUS_INFINITY};
 
 thread_local! {
@@ -196,7 +197,7 @@ impl TriggerCall {
 
     /// Whether the table is the pair's, or one of its partitions.
     fn is_on_m1(&self) -> bool {
-        live::is_part_of(self.relation_oid(), live::table_named(&format!("m1_{}", self.pair())))
+        m1_tables::is_part_of(self.relation_oid(), m1_tables::table_named(&format!("m1_{}", self.pair())))
     }
 
     /// A row's time; `None` if the column can't be read as an instant, or is NULL.

@@ -13,13 +13,15 @@
 //! | `simulated_bars` | the simulated market |
 //! | `series` | reading bars and fingerprinting them |
 //! | `bar_changes` | which bars a transaction changed |
-//! | `live` | their rows computed at once |
+//! | `live`, `followed_tables` | their rows computed at once, and the tables that these go to |
+//! | `m1_tables` | what is to be known about bars' tables |
 //! | `bar_scan`, `time_partitions` | the bars for that, without a query |
 //! | `computed_rows` | derived rows as a set, for `bqx_metrics`, `reg_metrics` and the plain way of writing |
 //! | `month_writer` | derived rows straight into a partition |
 //! | `heap_pages` | rows as finished pages of a table: with `month_writer` and `index_build` the only place that touches a table's internals |
 //! | `index_build` | the indexes of such a table |
 //! | `verification` | a month's bars as they are, and its stored rows beside them |
+//! | `scoped` | roles, snapshots and settings for a while |
 //! | `session` | what a session may do and how it is told from others |
 //! | `workers` | background workers of a backfill |
 //! | `live_progress` | how far a session's jobs are, for others to see |
@@ -35,17 +37,20 @@ mod bar_lines;
 mod bar_scan;
 mod computed_rows;
 mod errors;
+mod followed_tables;
 mod heap_pages;
 mod index_build;
 mod ledger_retention;
 mod live;
 mod live_progress;
+mod m1_tables;
 mod memory;
 mod metric_columns;
 mod month_writer;
 mod rate_index;
 mod rate_index_trigger;
 mod rows;
+mod scoped;
 mod series;
 mod session;
 mod simulated_bars;
@@ -103,7 +108,11 @@ extension_sql_file!(
     requires = ["ledger", metric_columns::_min_window, metric_columns::_max_window]
 );
 extension_sql_file!("../sql/partitions.sql", name = "partitions", requires = ["arguments"]);
-extension_sql_file!("../sql/m1_tables.sql", name = "m1_tables", requires = ["partitions", live::_end_bar]);
+extension_sql_file!(
+    "../sql/m1_tables.sql",
+    name = "m1_tables",
+    requires = ["partitions", m1_tables::_end_bar]
+);
 extension_sql_file!("../sql/baselines.sql", name = "baselines", requires = ["m1_tables"]);
 extension_sql_file!(
     "../sql/bar_changes.sql",
@@ -139,9 +148,9 @@ extension_sql_file!(
     name = "follow",
     requires = [
         "backfill",
-        live::_rows_to_store,
+        followed_tables::_rows_to_store,
         live::_follow_changes,
-        live::_lookback_starts,
+        m1_tables::_lookback_starts,
         live::_months_ahead,
         live::_merged_gap,
         time_partitions::_parts_between

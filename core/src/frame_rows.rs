@@ -460,8 +460,7 @@ impl NarrowWindow {
 impl Kernel for NarrowWindow {
     fn seed(&mut self, run: &Run, row: usize) {
         self.extrema.seed(run.values, row);
-        self.sums = WindowSums::default();
-        run.narrow().y[row - self.window..row].iter().for_each(|&y| self.sums.push(&y.into()));
+        self.sums = WindowSums::of(&run.narrow().y[row - self.window..row]);
     }
 
     fn fill(&mut self, run: &Run, rows: Range<usize>, cells: &[Cell], scratch: &mut Scratch) {
@@ -577,8 +576,7 @@ impl NarrowQuadratic {
 
 impl Kernel for NarrowQuadratic {
     fn seed(&mut self, run: &Run, row: usize) {
-        self.sums = QuadraticSums::default();
-        run.narrow().y[row - self.window..row].iter().for_each(|&y| self.sums.push(&y.into()));
+        self.sums = QuadraticSums::of(&run.narrow().y[row - self.window..row]);
     }
 
     fn fill(&mut self, run: &Run, rows: Range<usize>, cells: &[Cell], scratch: &mut Scratch) {

@@ -81,6 +81,25 @@ impl<I: Whole> Default for QuadraticSums<I> {
     }
 }
 
+impl QuadraticSums<i128> {
+    /// The sums that pushing these values one by one gives, sooner. They must fit, as
+    /// [`Axis::fits`](crate::fixed::Axis::fits) says.
+    pub fn of(values: &[i64]) -> Self {
+        let mut sums = QuadraticSums { len: values.len(), ..Self::default() };
+        let mut u = 1 - values.len() as i64;
+        for &y in values {
+            // products of two 64-bit numbers, which processors have
+            let times = |factor: i64| i128::from(y) * i128::from(factor);
+            sums.s0 += i128::from(y);
+            sums.s1 += times(u);
+            sums.s2 += times(u * u);
+            sums.squares += times(y);
+            u += 2;
+        }
+        sums
+    }
+}
+
 impl<I: Whole> QuadraticSums<I> {
     /// Number of values.
     pub fn len(&self) -> usize {

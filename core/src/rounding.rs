@@ -302,6 +302,17 @@ impl DoubleDouble {
 
     /// `num / den` to within 2^-106 of itself; `den` must be below 2^72 and not 0.
     pub fn from_quotient(num: i128, den: i128) -> DoubleDouble {
+        const EXACT: u128 = 1 << f64::MANTISSA_DIGITS;
+        if num.unsigned_abs() <= EXACT && den.unsigned_abs() <= EXACT {
+            // Both are doubles, and so is the remainder of a rounded quotient: fused multiply-add finds it exactly.
+            let (num, den) = (num as f64, den as f64);
+            let hi = num / den;
+            return DoubleDouble { hi, lo: (-hi).mul_add(den, num) / den };
+        }
+        Self::from_long_quotient(num, den)
+    }
+
+    fn from_long_quotient(num: i128, den: i128) -> DoubleDouble {
         let hi = nearest_quotient(num, den, 0);
         let (significand, exponent) = decompose(hi);
         let rest = |num: BigInt, significand: BigInt| num - significand * den;

@@ -123,6 +123,19 @@ impl<I: Whole> Default for WindowSums<I> {
     }
 }
 
+impl WindowSums<i128> {
+    /// The sums that pushing these values one by one gives, sooner. They must fit, as
+    /// [`Axis::fits`](crate::fixed::Axis::fits) says.
+    pub fn of(values: &[i64]) -> Self {
+        let (mut sum, mut squares) = (0, 0);
+        for &y in values {
+            sum += i128::from(y);
+            squares += i128::from(y) * i128::from(y);
+        }
+        WindowSums { len: values.len(), sum, squares }
+    }
+}
+
 impl<I: Whole> WindowSums<I> {
     /// Number of values.
     pub fn len(&self) -> usize {

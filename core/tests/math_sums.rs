@@ -56,6 +56,13 @@ proptest! {
         prop_assert_eq!(moments.spread, spread);
     }
 
+    #[test]
+    fn sums_of_all_at_once_are_those_of_one_by_one(values in prop::collection::vec(-(1i64 << 52)..1 << 52, 0..700)) {
+        let one_by_one: Vec<i128> = values.iter().map(|&y| y.into()).collect();
+        prop_assert_eq!(WindowSums::of(&values), window_sums(&one_by_one));
+        prop_assert_eq!(QuadraticSums::of(&values), quadratic_sums(&one_by_one));
+    }
+
     /// Any way of growing and shrinking leads to the sums of what is in the frame.
     #[test]
     fn sums_forget_what_left(
