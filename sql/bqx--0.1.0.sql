@@ -41,7 +41,7 @@ BEGIN
            AND c.relname IN ('pairs', 'baseline_rates', 'rejected_bars', 'm1_staging',
                              'run_ledger', 'job_ledger', 'month_ledger', 'bar_changes',
                              'runs', 'jobs', 'progress', 'pair_progress', 'recent', 'storage', 'dashboard',
-                             'window_metrics', 'quadratic_fit')
+                             'window_metrics', 'quadratic_fit', 'feature_row', 'related_row', 'target_row', 'training_row')
          ORDER BY c.relname
     LOOP
         aside := old.relname || '_before_bqx';
@@ -62,6 +62,7 @@ BEGIN
     IF pg_catalog.to_regnamespace('bqx_ml') IS NULL THEN
         CREATE SCHEMA bqx_ml;
         ALTER EXTENSION bqx DROP SCHEMA bqx_ml;
+        GRANT USAGE ON SCHEMA bqx_ml TO PUBLIC;
     END IF;
 END
 $preflight$;
@@ -2973,6 +2974,15 @@ $$;
 COMMENT ON PROCEDURE bqx.create_tables(text[], text[], date, date, int[]) IS
     'Stages 1.5.4.2 and 1.5.5.2: makes the derived tables and their monthly partitions';
 
+-- How a relation in bqx_ml is made again, if it is one of ours: that is written in its comment.
+CREATE FUNCTION bqx._made_by(rel oid) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT substring(obj_description(c.oid, 'pg_class') FROM 'Made by (CALL bqx\..*;)$')
+      FROM pg_class AS c
+     WHERE c.oid = rel AND c.relkind IN ('v', 'm') AND c.relnamespace = to_regnamespace('bqx_ml')
+$$;
+
 -- What depends on a table or its partitions and would go with it: views (views of views, too), materialized
 -- views and foreign keys; with the statement that makes each again.
 CREATE FUNCTION bqx._dependents(rel regclass) RETURNS TABLE (description text, definition text)
@@ -2987,8 +2997,9 @@ AS $$
           JOIN pg_rewrite AS r ON r.oid = d.objid
     )
     SELECT format('%s %s', CASE c.relkind WHEN 'm' THEN 'materialized view' ELSE 'view' END, c.oid::regclass),
-           format('CREATE %s %s AS %s', CASE c.relkind WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END,
-                  c.oid::regclass, pg_get_viewdef(c.oid))
+           coalesce(bqx._made_by(c.oid),
+                    format('CREATE %s %s AS %s', CASE c.relkind WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END,
+                           c.oid::regclass, pg_get_viewdef(c.oid)))
       FROM going AS g JOIN pg_class AS c ON c.oid = g.relid
      WHERE c.relkind IN ('v', 'm')
     UNION ALL
@@ -6075,6 +6086,639 @@ COMMENT ON FUNCTION bqx.completion_report() IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   completion_report
+
+-- bqx_ml.features_<pair> and bqx_ml.features: bars with their metrics of both families, one row a bar.
+
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
+-- The columns of M1 that features have, besides the time.
+CREATE FUNCTION bqx._bar_columns() RETURNS text[]
+LANGUAGE sql IMMUTABLE
+RETURN ARRAY['open', 'high', 'low', 'close', 'volume', 'rate_index'];
+
+-- The metrics of a family's own windows: its columns without the time, rate_index and created_at.
+CREATE FUNCTION bqx._metric_names(family text) RETURNS text[]
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT array_agg(c.name ORDER BY c.position) FROM bqx._metric_columns(family, NULL) AS c
+     WHERE c.name NOT IN ('ts_utc', 'rate_index', 'created_at')
+$$;
+
+-- The metrics that a derived table has, of whatever windows, in table order.
+CREATE FUNCTION bqx._metrics_of(family text, derived regclass) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(array_agg(n ORDER BY i), '{}')
+      FROM unnest((bqx._own_columns(family, derived)).names) WITH ORDINALITY AS u (n, i)
+     WHERE n NOT IN ('ts_utc', 'rate_index', 'created_at')
+$$;
+
+-- What bqx_ml.features returns: `time` and `ts_utc` are the same instant, under the name that M1 has for it and the one that derived
+-- tables have.
+DO $make$
+BEGIN
+    EXECUTE pg_catalog.format('CREATE TYPE bqx.feature_row AS (pair text, time timestamptz, ts_utc timestamptz, %s)',
+        (SELECT pg_catalog.string_agg(pg_catalog.format('%I double precision', n), ', ' ORDER BY i)
+           FROM pg_catalog.unnest(bqx._bar_columns() || bqx._metric_names('bqx') || bqx._metric_names('reg'))
+                WITH ORDINALITY AS u (n, i)));
+END
+$make$;
+COMMENT ON TYPE bqx.feature_row IS 'A bar with its BQX and REG metrics, as bqx_ml.features returns it';
+
+-- SQL for columns of a table, as doubles; NULL for those that it lacks.
+CREATE FUNCTION bqx._as_doubles(rel regclass, alias text, names text[]) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT string_agg(format(CASE WHEN t.type_name IS NULL THEN ', NULL::double precision AS %2$I'
+                                  WHEN t.type_name = 'double precision' THEN ', %1$I.%2$I'
+                                  ELSE ', %1$I.%2$I::double precision AS %2$I' END, alias, n), '' ORDER BY i)
+      FROM unnest(names) WITH ORDINALITY AS u (n, i)
+     CROSS JOIN LATERAL (SELECT bqx._column_type(rel, n)) AS t (type_name)
+$$;
+
+-- SQL for the rows of a table as (at timestamptz, …), of a stretch of time if its ends are given, as SQL of type timestamptz. Whatever
+-- joins such relations bounds each of them: PostgreSQL reads every partition of a table that is bounded only by what it is joined with.
+CREATE FUNCTION bqx._rows_by_time(rel regclass, time_column text, names text[], from_ts text, to_ts text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format('(SELECT %s AS at%s FROM %s AS t%s)',
+                  bqx._as_instant(rel, time_column), bqx._as_doubles(rel, 't', names), rel,
+                  CASE WHEN from_ts IS NOT NULL THEN
+                      format(' WHERE t.%1$I >= %2$s AND t.%1$I < %3$s', time_column, bqx._as_key(rel, time_column, from_ts),
+                             bqx._as_key(rel, time_column, to_ts)) END)
+$$;
+
+-- SQL for a pair's bars with these metrics, NULL where they have none yet. In a stretch of time if its ends are given, and then in the order
+-- of time.
+CREATE FUNCTION bqx._features_query(
+    pair text, bqx_names text[], reg_names text[], from_ts text DEFAULT NULL, to_ts text DEFAULT NULL) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format(
+        'SELECT m.at AS time, m.at AS ts_utc%s FROM %s AS m LEFT JOIN %s AS b ON b.at = m.at LEFT JOIN %s AS r ON r.at = m.at%s',
+        (SELECT string_agg(format(', m.%I', n), '' ORDER BY i) FROM unnest(bqx._bar_columns()) WITH ORDINALITY AS u (n, i))
+            || (SELECT string_agg(format(', b.%I', n), '' ORDER BY i) FROM unnest(bqx_names) WITH ORDINALITY AS u (n, i))
+            || (SELECT string_agg(format(', r.%I', n), '' ORDER BY i) FROM unnest(reg_names) WITH ORDINALITY AS u (n, i)),
+        bqx._rows_by_time(bqx._m1_table(pair), 'time', bqx._bar_columns(), from_ts, to_ts),
+        bqx._rows_by_time(bqx._derived_table('bqx', pair), 'ts_utc', bqx_names, from_ts, to_ts),
+        bqx._rows_by_time(bqx._derived_table('reg', pair), 'ts_utc', reg_names, from_ts, to_ts),
+        CASE WHEN from_ts IS NOT NULL THEN ' ORDER BY m.at' END)
+$$;
+
+-- One pair after the other, so that no statement is over the partitions of all. Settings: what is returned is kept until all is
+-- there, which should not go through a file; and the three tables are in the order of time.
+CREATE FUNCTION bqx_ml.features(pairs text[], from_ts timestamp with time zone, to_ts timestamp with time zone)
+RETURNS SETOF bqx.feature_row
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    chosen text[] := bqx._pairs_or_all(pairs);
+    one_pair text;
+BEGIN
+    PERFORM bqx._check_time_range(from_ts, to_ts);
+    FOREACH one_pair IN ARRAY chosen LOOP
+        RETURN QUERY EXECUTE
+            format('SELECT %L, f.* FROM (%s) AS f', one_pair,
+                   bqx._features_query(one_pair, bqx._metric_names('bqx'), bqx._metric_names('reg'), '$1', '$2'))
+            USING coalesce(from_ts, '-infinity'), coalesce(to_ts, 'infinity');
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION bqx_ml.features(text[], timestamp with time zone, timestamp with time zone) IS
+    'Bars of pairs (NULL: all) in [from_ts, to_ts) with their BQX and REG metrics; NULL leaves an end open';
+
+-- Makes a view in bqx_ml, anew if there is one of ours that has other columns, or is of the other kind. Returns what it did.
+CREATE FUNCTION bqx._make_ml_view(view_name text, materialized boolean, query text, description text, call text) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    existing regclass := to_regclass(format('bqx_ml.%I', view_name));
+    kind text := CASE WHEN materialized THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END;
+    old_kind text := (SELECT CASE c.relkind WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END FROM pg_class AS c WHERE c.oid = existing);
+    is_same boolean;
+BEGIN
+    IF existing IS NOT NULL AND bqx._made_by(existing) IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'duplicate_table',
+            MESSAGE = format('relation %s exists already, and was not made by bqx', existing),
+            HINT = 'Rename it or drop it, then call again.';
+    END IF;
+    IF existing IS NOT NULL THEN
+        EXECUTE format('CREATE TEMP VIEW %I AS %s', view_name || '_anew', query);
+        is_same := kind = old_kind
+            AND pg_get_viewdef(existing) = pg_get_viewdef(to_regclass(format('pg_temp.%I', view_name || '_anew')));
+        EXECUTE format('DROP VIEW pg_temp.%I', view_name || '_anew');
+        IF is_same THEN
+            RETURN 'was there';
+        END IF;
+        EXECUTE format('DROP %s %s', old_kind, existing);
+    END IF;
+    EXECUTE format('CREATE %s bqx_ml.%I AS %s', kind, view_name, query);
+    EXECUTE format('COMMENT ON %s bqx_ml.%I IS %L', kind, view_name, format('%s. Made by %s', description, call));
+    IF materialized THEN
+        EXECUTE format('CREATE UNIQUE INDEX ON bqx_ml.%I (ts_utc)', view_name);
+    END IF;
+    RETURN CASE WHEN existing IS NULL THEN 'made' ELSE 'made anew' END;
+END
+$$;
+
+-- NULL: the pairs that have both derived tables.
+CREATE FUNCTION bqx._pairs_with_metrics(pairs text[]) RETURNS text[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    chosen text[] := bqx._check_pairs(pairs);
+BEGIN
+    IF chosen IS NOT NULL THEN
+        PERFORM bqx._m1_table(p), bqx._derived_table('bqx', p), bqx._derived_table('reg', p) FROM unnest(chosen) AS p;
+        RETURN chosen;
+    END IF;
+    chosen := ARRAY(SELECT p.pair FROM bqx.pairs AS p
+                     WHERE to_regclass(format('bqx.%I', 'm1_' || p.pair)) IS NOT NULL
+                       AND to_regclass(format('bqx.%I', bqx._derived_name('bqx', p.pair))) IS NOT NULL
+                       AND to_regclass(format('bqx.%I', bqx._derived_name('reg', p.pair))) IS NOT NULL
+                     ORDER BY p.pair);
+    IF chosen = '{}' THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'undefined_table',
+            MESSAGE = 'no pair has derived tables of both families',
+            HINT = 'CALL bqx.create_tables();  makes them,  CALL bqx.backfill();  fills them.';
+    END IF;
+    RETURN chosen;
+END
+$$;
+
+CREATE PROCEDURE bqx.create_features(pairs text[] DEFAULT NULL, materialized boolean DEFAULT false)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    chosen pg_catalog.text[];
+    chosen_pair pg_catalog.text;
+    done pg_catalog.text;
+BEGIN
+    PERFORM bqx._require_top_level('create_features'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
+    chosen := bqx._pairs_with_metrics(pairs);
+    FOREACH chosen_pair IN ARRAY chosen LOOP
+        done := bqx._make_ml_view(
+            'features_' || chosen_pair, coalesce(materialized, false),
+            bqx._features_query(chosen_pair, bqx._metrics_of('bqx', bqx._derived_table('bqx', chosen_pair)),
+                                bqx._metrics_of('reg', bqx._derived_table('reg', chosen_pair))),
+            format('Bars of %s with their BQX and REG metrics', chosen_pair),
+            format('CALL bqx.create_features(ARRAY[%L]%s);', chosen_pair, CASE WHEN materialized THEN ', materialized => true' ELSE '' END));
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        RAISE NOTICE 'bqx_ml.features_%: %', chosen_pair, done;
+    END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE bqx.create_features(text[], boolean) IS
+    'Makes bqx_ml.features_<pair>: bars with their BQX and REG metrics, one row a bar';
+
+CREATE PROCEDURE bqx.refresh_features(pairs text[] DEFAULT NULL)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    chosen pg_catalog.text[];
+    chosen_pair pg_catalog.text;
+    features pg_catalog.regclass;
+    is_filled boolean;
+    refreshed int := 0;
+BEGIN
+    PERFORM bqx._require_top_level('refresh_features'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
+    chosen := coalesce(bqx._check_pairs(pairs), ARRAY(SELECT p.pair FROM bqx.pairs AS p ORDER BY p.pair));
+    FOREACH chosen_pair IN ARRAY chosen LOOP
+        features := to_regclass(format('bqx_ml.%I', 'features_' || chosen_pair));
+        IF features IS NULL AND pairs IS NOT NULL THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'undefined_table',
+                MESSAGE = format('relation bqx_ml.features_%s does not exist', chosen_pair),
+                HINT = format('CALL bqx.create_features(ARRAY[%L], materialized => true);', chosen_pair);
+        END IF;
+        is_filled := NULL;
+        SELECT c.relispopulated INTO is_filled FROM pg_class AS c WHERE c.oid = features AND c.relkind = 'm';
+        IF is_filled IS NULL THEN
+            IF pairs IS NOT NULL THEN
+                RAISE NOTICE 'bqx_ml.features_% is a view: it is always up to date', chosen_pair;
+            END IF;
+            CONTINUE;
+        END IF;
+        EXECUTE format('REFRESH MATERIALIZED VIEW %s %s', CASE WHEN is_filled THEN 'CONCURRENTLY' ELSE '' END, features);
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        refreshed := refreshed + 1;
+        RAISE NOTICE 'bqx_ml.features_%: refreshed', chosen_pair;
+    END LOOP;
+    IF refreshed = 0 AND pairs IS NULL THEN
+        RAISE NOTICE 'no features are materialized: views are always up to date';
+    END IF;
+END
+$$;
+COMMENT ON PROCEDURE bqx.refresh_features(text[]) IS
+    'Brings materialized bqx_ml.features_<pair> up to date, while they are read';
+
+SET LOCAL search_path TO bqx, pg_temp;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   features
+
+-- bqx_ml.related_<pair> and bqx_ml.related: a pair's BQX metrics beside those of every pair that shares a currency with it.
+
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
+-- What bqx_ml.related returns: the pair's own metrics, then those of each builtin pair, of which the unrelated stay NULL. A function's
+-- columns cannot depend on its arguments.
+DO $make$
+BEGIN
+    EXECUTE pg_catalog.format('CREATE TYPE bqx.related_row AS (ts_utc timestamptz, %s)',
+        (SELECT pg_catalog.string_agg(pg_catalog.format('%I double precision', p.prefix || n), ', ' ORDER BY p.prefix <> 'target_', p.prefix, i)
+           FROM (SELECT 'target_' UNION ALL SELECT b.pair || '_' FROM bqx.pairs AS b WHERE b.builtin) AS p (prefix)
+          CROSS JOIN pg_catalog.unnest(bqx._metric_names('bqx')) WITH ORDINALITY AS u (n, i)));
+END
+$make$;
+COMMENT ON TYPE bqx.related_row IS
+    'BQX metrics of a pair (target_…) and of those that share a currency with it, as bqx_ml.related returns them';
+
+-- The pairs that share a currency with a pair and have a table of BQX metrics, by name.
+CREATE FUNCTION bqx._related_pairs(pair text) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(array_agg(o.pair ORDER BY o.pair), '{}')
+      FROM bqx.pairs AS t
+      JOIN bqx.pairs AS o ON o.pair <> t.pair
+       AND (upper(o.base) IN (upper(t.base), upper(t.quote)) OR upper(o.quote) IN (upper(t.base), upper(t.quote)))
+     WHERE t.pair = $1 AND to_regclass(format('bqx.%I', bqx._derived_name('bqx', o.pair))) IS NOT NULL
+$$;
+
+-- SQL for the metrics of one of the pairs, under its prefix.
+CREATE FUNCTION bqx._prefixed(alias text, prefix text, names text[]) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(string_agg(format(', %I.%I AS %I', alias, n, prefix || n), '' ORDER BY i), '')
+      FROM unnest(names) WITH ORDINALITY AS u (n, i)
+$$;
+
+-- SQL for the view: the others' rows are looked up for each row of the pair's. In a join of a dozen partitioned tables, of which a bound on
+-- the time reaches but one, PostgreSQL would read the history of all the others; OFFSET 0 keeps it from making one of this.
+CREATE FUNCTION bqx._related_view_query(pair text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH own AS (
+        SELECT d AS derived, bqx._metrics_of('bqx', d) AS names FROM bqx._derived_table('bqx', pair) AS d
+    ), others AS (
+        SELECT o, i, d AS derived, bqx._metrics_of('bqx', d) AS names
+          FROM unnest(bqx._related_pairs(pair)) WITH ORDINALITY AS u (o, i) CROSS JOIN LATERAL bqx._derived_table('bqx', o) AS d
+    )
+    SELECT format('SELECT t.at AS ts_utc%s%s FROM %s AS t%s', bqx._prefixed('t', 'target_', own.names), r.columns,
+                  bqx._rows_by_time(own.derived, 'ts_utc', own.names, NULL, NULL), r.joins)
+      FROM own
+     CROSS JOIN (SELECT string_agg(bqx._prefixed(o, o || '_', names), '' ORDER BY i) AS columns,
+                        string_agg(format(' LEFT JOIN LATERAL (SELECT o.ts_utc%s FROM %s AS o WHERE o.ts_utc = %s OFFSET 0) AS %I ON true',
+                                          bqx._as_doubles(derived, 'o', names), derived, bqx._as_key(derived, 'ts_utc', 't.at'), o),
+                                   '' ORDER BY i) AS joins
+                   FROM others) AS r
+$$;
+
+-- SQL for the rows of bqx_ml.related in [$1, $2).
+CREATE FUNCTION bqx._related_rows_query(pair text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH sources AS (
+        SELECT 'target_' AS prefix, pair AS name
+         UNION ALL SELECT b.pair || '_', CASE WHEN b.pair = ANY (bqx._related_pairs($1)) THEN b.pair END
+          FROM bqx.pairs AS b WHERE b.builtin
+    ), parts AS (
+        SELECT s.prefix, s.prefix || 'rows' AS alias, s.name,
+               CASE WHEN s.name IS NOT NULL THEN bqx._derived_table('bqx', s.name) END AS derived
+          FROM sources AS s
+    )
+    SELECT format('SELECT target_rows.at, %s FROM %s ORDER BY target_rows.at',
+        (SELECT string_agg(CASE WHEN p.name IS NULL THEN 'NULL::double precision' ELSE format('%I.%I', p.alias, n) END,
+                           ', ' ORDER BY p.prefix <> 'target_', p.prefix, i)
+           FROM parts AS p CROSS JOIN unnest(bqx._metric_names('bqx')) WITH ORDINALITY AS u (n, i)),
+        (SELECT string_agg(
+                    format(CASE p.prefix WHEN 'target_' THEN '%s AS %I' ELSE ' LEFT JOIN %s AS %2$I ON %2$I.at = target_rows.at' END,
+                           bqx._rows_by_time(p.derived, 'ts_utc', bqx._metric_names('bqx'), '$1', '$2'), p.alias),
+                    '' ORDER BY p.prefix <> 'target_', p.prefix)
+           FROM parts AS p WHERE p.name IS NOT NULL))
+$$;
+
+CREATE FUNCTION bqx_ml.related(pair text, from_ts timestamp with time zone, to_ts timestamp with time zone)
+RETURNS SETOF bqx.related_row
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM bqx._check_time_range(from_ts, to_ts);
+    RETURN QUERY EXECUTE bqx._related_rows_query(bqx._check_pair(pair))
+        USING coalesce(from_ts, '-infinity'), coalesce(to_ts, 'infinity');
+END
+$$;
+COMMENT ON FUNCTION bqx_ml.related(text, timestamp with time zone, timestamp with time zone) IS
+    'BQX metrics of a pair in [from_ts, to_ts) beside those of the pairs that share a currency with it; NULL leaves an end open';
+
+CREATE PROCEDURE bqx.create_related(pair text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    known_pair text := bqx._check_pair(pair);
+    others text[] := bqx._related_pairs(known_pair);
+    done text := bqx._make_ml_view(
+        'related_' || known_pair, false, bqx._related_view_query(known_pair),
+        format('BQX metrics of %s beside those of %s related pairs', known_pair, cardinality(others)),
+        format('CALL bqx.create_related(%L);', known_pair));
+BEGIN
+    RAISE NOTICE 'bqx_ml.related_%: %, beside % pair(s) that share a currency with it', known_pair, done, cardinality(others);
+END
+$$;
+COMMENT ON PROCEDURE bqx.create_related(text) IS
+    'Makes bqx_ml.related_<pair>: its BQX metrics beside those of every pair that shares a currency with it';
+
+SET LOCAL search_path TO bqx, pg_temp;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   related
+
+-- bqx_ml.targets_<pair>, bqx_ml.targets and bqx_ml.training_set: what is to be predicted, beside what it is predicted from.
+
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
+-- What is to be predicted of a row: at its ts_utc plus so many minutes, the bqx_return over so many bars before that instant, and the change
+-- of rate_index until then, in shares of what it is now.
+CREATE TYPE bqx.target_row AS (ts_utc timestamp with time zone, target double precision, forward_return double precision);
+COMMENT ON TYPE bqx.target_row IS 'What is to be predicted of a row, as bqx_ml.targets returns it';
+
+CREATE FUNCTION bqx._check_horizons(horizons int[]) RETURNS int[]
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    wrong int;
+BEGIN
+    SELECT h INTO wrong FROM unnest(horizons) AS h WHERE h IS NULL OR h NOT BETWEEN 1 AND 525600 LIMIT 1;
+    IF FOUND OR coalesce(cardinality(horizons), 0) = 0 THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = CASE WHEN FOUND THEN format('horizon %s is out of range', coalesce(wrong::text, 'NULL')) ELSE 'there is no horizon' END,
+            HINT = 'Horizons are minutes ahead, from 1 to 525600 (a year).';
+    END IF;
+    RETURN ARRAY(SELECT DISTINCT h FROM unnest(horizons) AS h ORDER BY h);
+END
+$$;
+
+-- Windows that targets are about: those that the table has.
+CREATE FUNCTION bqx._check_target_widths(derived regclass, widths int[]) RETURNS int[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    names text[] := bqx._metrics_of('bqx', derived);
+    wrong int;
+BEGIN
+    SELECT w INTO wrong FROM unnest(widths) AS w
+     WHERE w IS NULL OR format('w%s_bqx_return', w) <> ALL (names) LIMIT 1;
+    IF FOUND OR coalesce(cardinality(widths), 0) = 0 THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = CASE WHEN FOUND THEN format('%s has no column w%s_bqx_return', derived, coalesce(wrong::text, 'NULL'))
+                ELSE 'there is no width' END,
+            HINT = format('It has: %s.', bqx._listed(ARRAY(SELECT n FROM unnest(names) AS n WHERE n ~ '^w[0-9]+_bqx_return$'), 10));
+    END IF;
+    RETURN ARRAY(SELECT DISTINCT w FROM unnest(widths) AS w ORDER BY w);
+END
+$$;
+
+-- SQL for the view of targets. The row that many minutes later is looked up for each row, see _related_view_query.
+CREATE FUNCTION bqx._targets_view_query(derived regclass, widths int[], horizons int[]) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format('SELECT t.at AS ts_utc%s FROM %s AS t%s',
+                  string_agg(format('%s, (h%s.rate_index - t.rate_index) / t.rate_index AS rate_index_return_h%2$s', later.columns, h),
+                             '' ORDER BY h),
+                  bqx._rows_by_time(derived, 'ts_utc', ARRAY['rate_index'], NULL, NULL),
+                  string_agg(format(' LEFT JOIN LATERAL (SELECT f.ts_utc%s FROM %s AS f WHERE f.ts_utc = %s OFFSET 0) AS h%s ON true',
+                                    bqx._as_doubles(derived, 'f', ARRAY['rate_index'] || later.names), derived,
+                                    bqx._as_key(derived, 'ts_utc', format('t.at + interval ''%s minutes''', h)), h), '' ORDER BY h))
+      FROM unnest(horizons) AS h
+     CROSS JOIN LATERAL (
+        SELECT string_agg(format(', h%s.w%s_bqx_return AS w%2$s_bqx_return_h%1$s', h, w), '' ORDER BY w),
+               array_agg(format('w%s_bqx_return', w) ORDER BY w)
+          FROM unnest(widths) AS w) AS later (columns, names)
+$$;
+
+CREATE PROCEDURE bqx.create_targets(
+    pairs text[] DEFAULT NULL, widths int[] DEFAULT '{60}', horizons int[] DEFAULT '{15,30,45,60,75,90,105}')
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    chosen pg_catalog.text[];
+    chosen_pair pg_catalog.text;
+    derived pg_catalog.regclass;
+    done pg_catalog.text;
+BEGIN
+    PERFORM bqx._require_top_level('create_targets'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
+    PERFORM bqx._check_horizons(horizons);
+    chosen := bqx._pairs_with_metrics(pairs);
+    FOREACH chosen_pair IN ARRAY chosen LOOP
+        derived := bqx._derived_table('bqx', chosen_pair);
+        done := bqx._make_ml_view(
+            'targets_' || chosen_pair, false,
+            bqx._targets_view_query(derived, bqx._check_target_widths(derived, widths), bqx._check_horizons(horizons)),
+            format('What the metrics of %s will be some minutes later', chosen_pair),
+            format('CALL bqx.create_targets(ARRAY[%L], %L, %L);', chosen_pair, widths, horizons));
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        SET LOCAL search_path TO pg_catalog, pg_temp;
+        RAISE NOTICE 'bqx_ml.targets_%: %', chosen_pair, done;
+    END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE bqx.create_targets(text[], int[], int[]) IS
+    'Makes bqx_ml.targets_<pair>: bqx_return and the change of rate_index as they will stand some minutes later';
+
+-- The bounds that _targets_query takes as $1 … $4: of rows, and of where their targets stand, which must be known before to_ts. A bar is known
+-- a minute after it opens. (Reckoned here, since a bound that is reckoned in the query comes too late to leave partitions alone.)
+CREATE FUNCTION bqx._target_bounds(from_ts timestamp with time zone, to_ts timestamp with time zone, horizon int)
+RETURNS timestamp with time zone[]
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+AS $$
+    SELECT ARRAY[f, t, f + make_interval(mins => horizon), t - interval '1 minute' + interval '1 microsecond']
+      FROM (SELECT coalesce(from_ts, '-infinity'), coalesce(to_ts, 'infinity')) AS ends (f, t)
+$$;
+
+CREATE FUNCTION bqx._targets_query(pair text, horizon int, width int) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format('SELECT t.at, f.%I AS target, (f.rate_index - t.rate_index) / t.rate_index AS forward_return '
+                  'FROM %s AS t JOIN %s AS f ON f.at = t.at + %L::interval WHERE f.%1$I IS NOT NULL',
+                  value_name, bqx._rows_by_time(derived, 'ts_utc', ARRAY['rate_index'], '$1', '$2'),
+                  bqx._rows_by_time(derived, 'ts_utc', ARRAY['rate_index', value_name], '$3', '$4'), make_interval(mins => horizon))
+      FROM (SELECT bqx._derived_table('bqx', pair), format('w%s_bqx_return', width)) AS x (derived, value_name)
+$$;
+
+CREATE FUNCTION bqx_ml.targets(
+    pair text, from_ts timestamp with time zone, to_ts timestamp with time zone, horizon int DEFAULT 60, width int DEFAULT 60)
+RETURNS SETOF bqx.target_row
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+AS $$
+DECLARE
+    known_pair text := bqx._check_pair(pair);
+    bounds timestamptz[];
+BEGIN
+    PERFORM bqx._check_time_range(from_ts, to_ts);
+    PERFORM bqx._check_horizons(ARRAY[horizon]), bqx._check_target_widths(bqx._derived_table('bqx', known_pair), ARRAY[width]);
+    bounds := bqx._target_bounds(from_ts, to_ts, horizon);
+    RETURN QUERY EXECUTE bqx._targets_query(known_pair, horizon, width) || ' ORDER BY t.at'
+        USING bounds[1], bounds[2], bounds[3], bounds[4];
+END
+$$;
+COMMENT ON FUNCTION bqx_ml.targets(text, timestamp with time zone, timestamp with time zone, int, int) IS
+    'What is to be predicted of the bars of a pair in [from_ts, to_ts), as far as it is known before to_ts; NULL leaves an end open';
+
+SET LOCAL search_path TO bqx, pg_temp;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   targets
+
+-- bqx_ml.training_set: features and target side by side, split by time without look-ahead.
+
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
+DO $make$
+BEGIN
+    EXECUTE pg_catalog.format(
+        'CREATE TYPE bqx.training_row AS (ts_utc timestamptz, %s, target double precision, forward_return double precision, split text)',
+        (SELECT pg_catalog.string_agg(pg_catalog.format('%I double precision', n), ', ' ORDER BY i)
+           FROM pg_catalog.unnest(bqx._bar_columns() || bqx._metric_names('bqx') || bqx._metric_names('reg'))
+                WITH ORDINALITY AS u (n, i)));
+END
+$make$;
+COMMENT ON TYPE bqx.training_row IS
+    'Features of a bar, what is to be predicted, and train, validation or test, as bqx_ml.training_set returns them';
+
+CREATE FUNCTION bqx._check_shares(shares double precision[]) RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF (coalesce(cardinality(shares), 0) = 3 AND 0 <= ALL (shares) AND abs(shares[1] + shares[2] + shares[3] - 1) < 1e-9) IS NOT TRUE THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('shares %s are not those of train, validation and test', coalesce(shares::text, 'NULL')),
+            HINT = 'Three shares of at least 0 that add up to 1, such as ''{0.8,0.1,0.1}''.';
+    END IF;
+END
+$$;
+
+-- The gap after a cut: what was asked for, but no less than a target looks ahead and back together.
+CREATE FUNCTION bqx._check_embargo(embargo interval, horizon int, width int) RETURNS interval
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    least_embargo interval := make_interval(mins => horizon + width);
+BEGIN
+    IF embargo < least_embargo THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('an embargo of %s is too short', embargo),
+            DETAIL = format('A target is about the %s bars before an instant %s minutes ahead.', width, horizon),
+            HINT = format('At least %s minutes; NULL takes just that.', horizon + width);
+    END IF;
+    RETURN coalesce(embargo, least_embargo);
+END
+$$;
+
+-- The first instants of validation and of test: so many of the rows that have a target come before. Infinity where no row is left.
+CREATE FUNCTION bqx._split_at(times timestamp with time zone[], shares double precision[]) RETURNS timestamp with time zone[]
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT ARRAY[coalesce(times[1 + round(shares[1] * n)::int], 'infinity'),
+                 coalesce(times[1 + round((1 - shares[3]) * n)::int], 'infinity')]
+      FROM cardinality(times) AS n
+$$;
+
+-- Which part a row is in, given when its label is known; NULL: in none, because its label reaches into the next part, or it is too close
+-- after the cut.
+CREATE FUNCTION bqx._part_of(
+    at timestamp with time zone, known_at timestamp with time zone, cuts timestamp with time zone[], starts timestamp with time zone[])
+RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN CASE WHEN known_at < cuts[1] THEN 'train'
+            WHEN at >= starts[1] AND known_at < cuts[2] THEN 'validation'
+            WHEN at >= starts[2] THEN 'test' END;
+
+CREATE FUNCTION bqx_ml.training_set(
+    pair text, from_ts timestamp with time zone, to_ts timestamp with time zone, horizon int,
+    shares double precision[] DEFAULT '{0.8,0.1,0.1}', embargo interval DEFAULT NULL, width int DEFAULT 60)
+RETURNS SETOF bqx.training_row
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+AS $$
+DECLARE
+    known_pair text := bqx._check_pair(pair);
+    bounds timestamptz[];
+    until_known interval;
+    times timestamptz[];
+    cuts timestamptz[];
+    starts timestamptz[];
+    empty text;
+BEGIN
+    PERFORM bqx._check_time_range(from_ts, to_ts);
+    PERFORM bqx._check_horizons(ARRAY[horizon]), bqx._check_target_widths(bqx._derived_table('bqx', known_pair), ARRAY[width]);
+    PERFORM bqx._check_shares(shares);
+    embargo := bqx._check_embargo(embargo, horizon, width);
+    bounds := bqx._target_bounds(from_ts, to_ts, horizon);
+    until_known := make_interval(mins => horizon + 1);
+
+    EXECUTE format('SELECT coalesce(array_agg(t.at ORDER BY t.at), ''{}'') FROM (%s) AS t', bqx._targets_query(known_pair, horizon, width))
+       INTO times USING bounds[1], bounds[2], bounds[3], bounds[4];
+    cuts := bqx._split_at(times, shares);
+    starts := ARRAY[cuts[1] + embargo, cuts[2] + embargo];
+    SELECT string_agg(p.part, ', ' ORDER BY p.i) INTO empty
+      FROM unnest(ARRAY['train', 'validation', 'test']) WITH ORDINALITY AS p (part, i)
+     WHERE shares[i] > 0
+       AND NOT EXISTS (SELECT FROM unnest(times) AS t WHERE bqx._part_of(t, t + until_known, cuts, starts) = p.part);
+    IF empty IS NOT NULL THEN
+        RAISE WARNING USING
+            MESSAGE = format('no rows for %s', empty),
+            DETAIL = format('%s rows have a target; after each cut, %s are left out.', cardinality(times), embargo),
+            HINT = 'A longer time range, or other shares.';
+    END IF;
+
+    RETURN QUERY EXECUTE format(
+        'SELECT s.* FROM (SELECT f.ts_utc, %s, t.target, t.forward_return, bqx._part_of(t.at, t.at + $5, $6, $7) AS split '
+        'FROM (%s) AS f JOIN (%s) AS t ON t.at = f.ts_utc) AS s WHERE s.split IS NOT NULL ORDER BY s.ts_utc',
+        (SELECT string_agg(format('f.%I', n), ', ' ORDER BY i)
+           FROM unnest(bqx._bar_columns() || bqx._metric_names('bqx') || bqx._metric_names('reg')) WITH ORDINALITY AS u (n, i)),
+        bqx._features_query(known_pair, bqx._metric_names('bqx'), bqx._metric_names('reg'), '$1', '$2'),
+        bqx._targets_query(known_pair, horizon, width))
+        USING bounds[1], bounds[2], bounds[3], bounds[4], until_known, cuts, starts;
+END
+$$;
+COMMENT ON FUNCTION bqx_ml.training_set(text, timestamp with time zone, timestamp with time zone, int, double precision[], interval, int) IS
+    'Features and target of the bars of a pair in [from_ts, to_ts), split by time into train, validation and test without look-ahead';
+
+SET LOCAL search_path TO bqx, pg_temp;
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/live_progress.rs
 -- bqx::live_progress::_show_claim
 CREATE  FUNCTION "_show_claim"(
@@ -6350,7 +6994,7 @@ COMMENT ON FUNCTION bqx.rate_index(double precision, double precision) IS
 /* <begin connected objects> */
 -- src/lib.rs
 -- requires:
---   completion_report
+--   training_set
 
 -- finalize
 -- All stages in order, and the verification.

@@ -138,6 +138,15 @@ $$;
 COMMENT ON PROCEDURE bqx.create_tables(text[], text[], date, date, int[]) IS
     'Stages 1.5.4.2 and 1.5.5.2: makes the derived tables and their monthly partitions';
 
+-- How a relation in bqx_ml is made again, if it is one of ours: that is written in its comment.
+CREATE FUNCTION bqx._made_by(rel oid) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT substring(obj_description(c.oid, 'pg_class') FROM 'Made by (CALL bqx\..*;)$')
+      FROM pg_class AS c
+     WHERE c.oid = rel AND c.relkind IN ('v', 'm') AND c.relnamespace = to_regnamespace('bqx_ml')
+$$;
+
 -- What depends on a table or its partitions and would go with it: views (views of views, too), materialized
 -- views and foreign keys; with the statement that makes each again.
 CREATE FUNCTION bqx._dependents(rel regclass) RETURNS TABLE (description text, definition text)
@@ -152,8 +161,9 @@ AS $$
           JOIN pg_rewrite AS r ON r.oid = d.objid
     )
     SELECT format('%s %s', CASE c.relkind WHEN 'm' THEN 'materialized view' ELSE 'view' END, c.oid::regclass),
-           format('CREATE %s %s AS %s', CASE c.relkind WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END,
-                  c.oid::regclass, pg_get_viewdef(c.oid))
+           coalesce(bqx._made_by(c.oid),
+                    format('CREATE %s %s AS %s', CASE c.relkind WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END,
+                           c.oid::regclass, pg_get_viewdef(c.oid)))
       FROM going AS g JOIN pg_class AS c ON c.oid = g.relid
      WHERE c.relkind IN ('v', 'm')
     UNION ALL

@@ -35,7 +35,7 @@ BEGIN
            AND c.relname IN ('pairs', 'baseline_rates', 'rejected_bars', 'm1_staging',
                              'run_ledger', 'job_ledger', 'month_ledger', 'bar_changes',
                              'runs', 'jobs', 'progress', 'pair_progress', 'recent', 'storage', 'dashboard',
-                             'window_metrics', 'quadratic_fit')
+                             'window_metrics', 'quadratic_fit', 'feature_row', 'related_row', 'target_row', 'training_row')
          ORDER BY c.relname
     LOOP
         aside := old.relname || '_before_bqx';
@@ -56,6 +56,7 @@ BEGIN
     IF pg_catalog.to_regnamespace('bqx_ml') IS NULL THEN
         CREATE SCHEMA bqx_ml;
         ALTER EXTENSION bqx DROP SCHEMA bqx_ml;
+        GRANT USAGE ON SCHEMA bqx_ml TO PUBLIC;
     END IF;
 END
 $preflight$;

@@ -171,12 +171,11 @@ extension_sql_file!(
     ]
 );
 extension_sql_file!("../sql/completion_report.sql", name = "completion_report", requires = ["verify"]);
-extension_sql_file!(
-    "../sql/run_pipeline.sql",
-    name = "run_pipeline",
-    requires = ["completion_report"],
-    finalize
-);
+extension_sql_file!("../sql/features.sql", name = "features", requires = ["completion_report"]);
+extension_sql_file!("../sql/related.sql", name = "related", requires = ["features"]);
+extension_sql_file!("../sql/targets.sql", name = "targets", requires = ["related"]);
+extension_sql_file!("../sql/training_set.sql", name = "training_set", requires = ["targets"]);
+extension_sql_file!("../sql/run_pipeline.sql", name = "run_pipeline", requires = ["training_set"], finalize);
 
 #[cfg(test)]
 pub mod pg_test {
