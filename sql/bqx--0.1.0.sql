@@ -1959,6 +1959,14 @@ SET LOCAL search_path TO bqx, pg_temp;
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/one_pair.rs
+-- bqx::one_pair::_of_one_pair
+
+CREATE FUNCTION bqx._of_one_pair(internal) RETURNS internal LANGUAGE c IMMUTABLE STRICT
+AS 'MODULE_PATHNAME', '_of_one_pair_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/bar_lines.rs
 -- bqx::bar_lines::_parse_lines
 
@@ -2974,17 +2982,21 @@ $$;
 COMMENT ON PROCEDURE bqx.create_tables(text[], text[], date, date, int[]) IS
     'Stages 1.5.4.2 and 1.5.5.2: makes the derived tables and their monthly partitions';
 
--- How a relation in bqx_ml is made again, if it is one of ours: that is written in its comment.
+-- How something in bqx_ml is made again, if it is ours: that is at the end of its comment.
+CREATE FUNCTION bqx._call_in(comment text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT substring(comment FROM 'Made by (CALL bqx\..*;)$') $$;
+
 CREATE FUNCTION bqx._made_by(rel oid) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT substring(obj_description(c.oid, 'pg_class') FROM 'Made by (CALL bqx\..*;)$')
+    SELECT bqx._call_in(obj_description(c.oid, 'pg_class'))
       FROM pg_class AS c
      WHERE c.oid = rel AND c.relkind IN ('v', 'm') AND c.relnamespace = to_regnamespace('bqx_ml')
 $$;
 
 -- What depends on a table or its partitions and would go with it: views (views of views, too), materialized
--- views and foreign keys; with the statement that makes each again.
+-- views, functions whose bodies PostgreSQL knows, and foreign keys; with the statement that makes each again.
 CREATE FUNCTION bqx._dependents(rel regclass) RETURNS TABLE (description text, definition text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -3002,6 +3014,12 @@ AS $$
                            c.oid::regclass, pg_get_viewdef(c.oid)))
       FROM going AS g JOIN pg_class AS c ON c.oid = g.relid
      WHERE c.relkind IN ('v', 'm')
+    UNION ALL
+    SELECT DISTINCT format('function %s', p.oid::regprocedure),
+           coalesce(bqx._call_in(obj_description(p.oid, 'pg_proc')), pg_get_functiondef(p.oid))
+      FROM going AS g
+      JOIN pg_depend AS d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = g.relid AND d.classid = 'pg_proc'::regclass
+      JOIN pg_proc AS p ON p.oid = d.objid
     UNION ALL
     SELECT format('foreign key %I of %s', k.conname, k.conrelid::regclass),
            format('ALTER TABLE %s ADD CONSTRAINT %I %s', k.conrelid::regclass, k.conname, pg_get_constraintdef(k.oid))
@@ -6089,6 +6107,7 @@ COMMENT ON FUNCTION bqx.completion_report() IS
 -- src/lib.rs
 -- requires:
 --   completion_report
+--   one_pair::_of_one_pair
 
 -- bqx_ml.features_<pair> and bqx_ml.features: bars with their metrics of both families, one row a bar.
 
@@ -6168,11 +6187,20 @@ AS $$
         CASE WHEN from_ts IS NOT NULL THEN ' ORDER BY m.at' END)
 $$;
 
--- One pair after the other, so that no statement is over the partitions of all. Settings: what is returned is kept until all is
--- there, which should not go through a file; and the three tables are in the order of time.
+-- SQL for rows of bqx_ml.features, in [$1, $2).
+CREATE FUNCTION bqx._feature_rows_query(pair text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format('SELECT %L::text AS pair, f.* FROM (%s) AS f', pair,
+                  bqx._features_query(pair, bqx._metric_names('bqx'), bqx._metric_names('reg'),
+                                      'coalesce($1, ''-infinity''::timestamptz)', 'coalesce($2, ''infinity''::timestamptz)'))
+$$;
+
+-- One pair after the other, so that no statement is over the partitions of all. Where one pair is asked for, the planner may take the pair's
+-- own function instead: src/one_pair.rs.
 CREATE FUNCTION bqx_ml.features(pairs text[], from_ts timestamp with time zone, to_ts timestamp with time zone)
 RETURNS SETOF bqx.feature_row
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SUPPORT bqx._of_one_pair SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     chosen text[] := bqx._pairs_or_all(pairs);
@@ -6180,10 +6208,7 @@ DECLARE
 BEGIN
     PERFORM bqx._check_time_range(from_ts, to_ts);
     FOREACH one_pair IN ARRAY chosen LOOP
-        RETURN QUERY EXECUTE
-            format('SELECT %L, f.* FROM (%s) AS f', one_pair,
-                   bqx._features_query(one_pair, bqx._metric_names('bqx'), bqx._metric_names('reg'), '$1', '$2'))
-            USING coalesce(from_ts, '-infinity'), coalesce(to_ts, 'infinity');
+        RETURN QUERY EXECUTE bqx._feature_rows_query(one_pair) USING from_ts, to_ts;
     END LOOP;
 END
 $$;
@@ -6225,6 +6250,26 @@ BEGIN
 END
 $$;
 
+-- Makes, or makes anew, the function in bqx_ml of one pair that the planner takes for the one of all: see src/one_pair.rs.
+CREATE FUNCTION bqx._make_ml_function(function_name text, row_type text, query text, description text, call text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    signature text := format('bqx_ml.%I(timestamp with time zone, timestamp with time zone)', function_name);
+BEGIN
+    IF to_regprocedure(signature) IS NOT NULL AND bqx._call_in(obj_description(to_regprocedure(signature), 'pg_proc')) IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'duplicate_function',
+            MESSAGE = format('function %s exists already, and was not made by bqx', signature),
+            HINT = 'Rename it or drop it, then call again.';
+    END IF;
+    EXECUTE format('CREATE OR REPLACE FUNCTION bqx_ml.%I(from_ts timestamp with time zone, to_ts timestamp with time zone) '
+                   'RETURNS SETOF bqx.%I LANGUAGE sql STABLE PARALLEL SAFE ROWS 30000 BEGIN ATOMIC %s; END',
+                   function_name, row_type, query);
+    EXECUTE format('COMMENT ON FUNCTION %s IS %L', signature, format('%s. Made by %s', description, call));
+END
+$$;
+
 -- NULL: the pairs that have both derived tables.
 CREATE FUNCTION bqx._pairs_with_metrics(pairs text[]) RETURNS text[]
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -6258,6 +6303,7 @@ DECLARE
     chosen pg_catalog.text[];
     chosen_pair pg_catalog.text;
     done pg_catalog.text;
+    call pg_catalog.text;
 BEGIN
     PERFORM bqx._require_top_level('create_features'::pg_catalog.text);
     COMMIT;
@@ -6265,12 +6311,14 @@ BEGIN
     SET LOCAL search_path TO pg_catalog, pg_temp;
     chosen := bqx._pairs_with_metrics(pairs);
     FOREACH chosen_pair IN ARRAY chosen LOOP
+        call := format('CALL bqx.create_features(ARRAY[%L]%s);', chosen_pair, CASE WHEN materialized THEN ', materialized => true' ELSE '' END);
         done := bqx._make_ml_view(
             'features_' || chosen_pair, coalesce(materialized, false),
             bqx._features_query(chosen_pair, bqx._metrics_of('bqx', bqx._derived_table('bqx', chosen_pair)),
                                 bqx._metrics_of('reg', bqx._derived_table('reg', chosen_pair))),
-            format('Bars of %s with their BQX and REG metrics', chosen_pair),
-            format('CALL bqx.create_features(ARRAY[%L]%s);', chosen_pair, CASE WHEN materialized THEN ', materialized => true' ELSE '' END));
+            format('Bars of %s with their BQX and REG metrics', chosen_pair), call);
+        PERFORM bqx._make_ml_function('features_' || chosen_pair, 'feature_row', bqx._feature_rows_query(chosen_pair),
+                                      format('Rows of bqx_ml.features for %s', chosen_pair), call);
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -6371,28 +6419,24 @@ AS $$
       FROM unnest(names) WITH ORDINALITY AS u (n, i)
 $$;
 
--- SQL for the view: the others' rows are looked up for each row of the pair's. In a join of a dozen partitioned tables, of which a bound on
--- the time reaches but one, PostgreSQL would read the history of all the others; OFFSET 0 keeps it from making one of this.
+-- SQL for the view.
 CREATE FUNCTION bqx._related_view_query(pair text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    WITH own AS (
-        SELECT d AS derived, bqx._metrics_of('bqx', d) AS names FROM bqx._derived_table('bqx', pair) AS d
-    ), others AS (
+    WITH tables AS (
         SELECT o, i, d AS derived, bqx._metrics_of('bqx', d) AS names
-          FROM unnest(bqx._related_pairs(pair)) WITH ORDINALITY AS u (o, i) CROSS JOIN LATERAL bqx._derived_table('bqx', o) AS d
+          FROM unnest(pair || bqx._related_pairs(pair)) WITH ORDINALITY AS u (o, i) CROSS JOIN LATERAL bqx._derived_table('bqx', o) AS d
     )
-    SELECT format('SELECT t.at AS ts_utc%s%s FROM %s AS t%s', bqx._prefixed('t', 'target_', own.names), r.columns,
-                  bqx._rows_by_time(own.derived, 'ts_utc', own.names, NULL, NULL), r.joins)
-      FROM own
-     CROSS JOIN (SELECT string_agg(bqx._prefixed(o, o || '_', names), '' ORDER BY i) AS columns,
-                        string_agg(format(' LEFT JOIN LATERAL (SELECT o.ts_utc%s FROM %s AS o WHERE o.ts_utc = %s OFFSET 0) AS %I ON true',
-                                          bqx._as_doubles(derived, 'o', names), derived, bqx._as_key(derived, 'ts_utc', 't.at'), o),
-                                   '' ORDER BY i) AS joins
-                   FROM others) AS r
+    SELECT format('SELECT target.at AS ts_utc%s FROM %s',
+                  string_agg(bqx._prefixed(alias, prefix, names), '' ORDER BY i),
+                  string_agg(format(CASE i WHEN 1 THEN '%s AS %I' ELSE ' LEFT JOIN %s AS %2$I ON %2$I.at = target.at' END,
+                                    bqx._rows_by_time(derived, 'ts_utc', names, NULL, NULL), alias), '' ORDER BY i))
+      FROM tables
+     CROSS JOIN LATERAL (SELECT CASE i WHEN 1 THEN 'target' ELSE o END) AS a (alias)
+     CROSS JOIN LATERAL (SELECT alias || '_') AS p (prefix)
 $$;
 
--- SQL for the rows of bqx_ml.related in [$1, $2).
+-- SQL for rows of bqx_ml.related, in [$1, $2).
 CREATE FUNCTION bqx._related_rows_query(pair text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -6411,19 +6455,19 @@ AS $$
            FROM parts AS p CROSS JOIN unnest(bqx._metric_names('bqx')) WITH ORDINALITY AS u (n, i)),
         (SELECT string_agg(
                     format(CASE p.prefix WHEN 'target_' THEN '%s AS %I' ELSE ' LEFT JOIN %s AS %2$I ON %2$I.at = target_rows.at' END,
-                           bqx._rows_by_time(p.derived, 'ts_utc', bqx._metric_names('bqx'), '$1', '$2'), p.alias),
+                           bqx._rows_by_time(p.derived, 'ts_utc', bqx._metric_names('bqx'), 'coalesce($1, ''-infinity''::timestamptz)',
+                                              'coalesce($2, ''infinity''::timestamptz)'), p.alias),
                     '' ORDER BY p.prefix <> 'target_', p.prefix)
            FROM parts AS p WHERE p.name IS NOT NULL))
 $$;
 
 CREATE FUNCTION bqx_ml.related(pair text, from_ts timestamp with time zone, to_ts timestamp with time zone)
 RETURNS SETOF bqx.related_row
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SUPPORT bqx._of_one_pair SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM bqx._check_time_range(from_ts, to_ts);
-    RETURN QUERY EXECUTE bqx._related_rows_query(bqx._check_pair(pair))
-        USING coalesce(from_ts, '-infinity'), coalesce(to_ts, 'infinity');
+    RETURN QUERY EXECUTE bqx._related_rows_query(bqx._check_pair(pair)) USING from_ts, to_ts;
 END
 $$;
 COMMENT ON FUNCTION bqx_ml.related(text, timestamp with time zone, timestamp with time zone) IS
@@ -6435,11 +6479,13 @@ AS $$
 DECLARE
     known_pair text := bqx._check_pair(pair);
     others text[] := bqx._related_pairs(known_pair);
+    call text := format('CALL bqx.create_related(%L);', known_pair);
     done text := bqx._make_ml_view(
         'related_' || known_pair, false, bqx._related_view_query(known_pair),
-        format('BQX metrics of %s beside those of %s related pairs', known_pair, cardinality(others)),
-        format('CALL bqx.create_related(%L);', known_pair));
+        format('BQX metrics of %s beside those of %s related pairs', known_pair, cardinality(others)), call);
 BEGIN
+    PERFORM bqx._make_ml_function('related_' || known_pair, 'related_row', bqx._related_rows_query(known_pair),
+                                  format('Rows of bqx_ml.related for %s', known_pair), call);
     RAISE NOTICE 'bqx_ml.related_%: %, beside % pair(s) that share a currency with it', known_pair, done, cardinality(others);
 END
 $$;
@@ -6501,7 +6547,7 @@ BEGIN
 END
 $$;
 
--- SQL for the view of targets. The row that many minutes later is looked up for each row, see _related_view_query.
+-- SQL for the view of targets.
 CREATE FUNCTION bqx._targets_view_query(derived regclass, widths int[], horizons int[]) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -6509,9 +6555,9 @@ AS $$
                   string_agg(format('%s, (h%s.rate_index - t.rate_index) / t.rate_index AS rate_index_return_h%2$s', later.columns, h),
                              '' ORDER BY h),
                   bqx._rows_by_time(derived, 'ts_utc', ARRAY['rate_index'], NULL, NULL),
-                  string_agg(format(' LEFT JOIN LATERAL (SELECT f.ts_utc%s FROM %s AS f WHERE f.ts_utc = %s OFFSET 0) AS h%s ON true',
-                                    bqx._as_doubles(derived, 'f', ARRAY['rate_index'] || later.names), derived,
-                                    bqx._as_key(derived, 'ts_utc', format('t.at + interval ''%s minutes''', h)), h), '' ORDER BY h))
+                  string_agg(format(' LEFT JOIN %s AS h%s ON h%2$s.at = t.at + %L::interval',
+                                    bqx._rows_by_time(derived, 'ts_utc', ARRAY['rate_index'] || later.names, NULL, NULL), h,
+                                    make_interval(mins => h)), '' ORDER BY h))
       FROM unnest(horizons) AS h
      CROSS JOIN LATERAL (
         SELECT string_agg(format(', h%s.w%s_bqx_return AS w%2$s_bqx_return_h%1$s', h, w), '' ORDER BY w),
@@ -6552,7 +6598,7 @@ $$;
 COMMENT ON PROCEDURE bqx.create_targets(text[], int[], int[]) IS
     'Makes bqx_ml.targets_<pair>: bqx_return and the change of rate_index as they will stand some minutes later';
 
--- The bounds that _targets_query takes as $1 … $4: of rows, and of where their targets stand, which must be known before to_ts. A bar is known
+-- The bounds that _targets_query takes as $1 … $4: of rows, and of where their targets stand, which must be known by to_ts. A bar is known
 -- a minute after it opens. (Reckoned here, since a bound that is reckoned in the query comes too late to leave partitions alone.)
 CREATE FUNCTION bqx._target_bounds(from_ts timestamp with time zone, to_ts timestamp with time zone, horizon int)
 RETURNS timestamp with time zone[]
@@ -6589,7 +6635,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION bqx_ml.targets(text, timestamp with time zone, timestamp with time zone, int, int) IS
-    'What is to be predicted of the bars of a pair in [from_ts, to_ts), as far as it is known before to_ts; NULL leaves an end open';
+    'What is to be predicted of the bars of a pair in [from_ts, to_ts), as far as it is known by to_ts; NULL leaves an end open';
 
 SET LOCAL search_path TO bqx, pg_temp;
 /* </end connected objects> */

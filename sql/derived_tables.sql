@@ -138,17 +138,21 @@ $$;
 COMMENT ON PROCEDURE bqx.create_tables(text[], text[], date, date, int[]) IS
     'Stages 1.5.4.2 and 1.5.5.2: makes the derived tables and their monthly partitions';
 
--- How a relation in bqx_ml is made again, if it is one of ours: that is written in its comment.
+-- How something in bqx_ml is made again, if it is ours: that is at the end of its comment.
+CREATE FUNCTION bqx._call_in(comment text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT substring(comment FROM 'Made by (CALL bqx\..*;)$') $$;
+
 CREATE FUNCTION bqx._made_by(rel oid) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT substring(obj_description(c.oid, 'pg_class') FROM 'Made by (CALL bqx\..*;)$')
+    SELECT bqx._call_in(obj_description(c.oid, 'pg_class'))
       FROM pg_class AS c
      WHERE c.oid = rel AND c.relkind IN ('v', 'm') AND c.relnamespace = to_regnamespace('bqx_ml')
 $$;
 
 -- What depends on a table or its partitions and would go with it: views (views of views, too), materialized
--- views and foreign keys; with the statement that makes each again.
+-- views, functions whose bodies PostgreSQL knows, and foreign keys; with the statement that makes each again.
 CREATE FUNCTION bqx._dependents(rel regclass) RETURNS TABLE (description text, definition text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -166,6 +170,12 @@ AS $$
                            c.oid::regclass, pg_get_viewdef(c.oid)))
       FROM going AS g JOIN pg_class AS c ON c.oid = g.relid
      WHERE c.relkind IN ('v', 'm')
+    UNION ALL
+    SELECT DISTINCT format('function %s', p.oid::regprocedure),
+           coalesce(bqx._call_in(obj_description(p.oid, 'pg_proc')), pg_get_functiondef(p.oid))
+      FROM going AS g
+      JOIN pg_depend AS d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = g.relid AND d.classid = 'pg_proc'::regclass
+      JOIN pg_proc AS p ON p.oid = d.objid
     UNION ALL
     SELECT format('foreign key %I of %s', k.conname, k.conrelid::regclass),
            format('ALTER TABLE %s ADD CONSTRAINT %I %s', k.conrelid::regclass, k.conname, pg_get_constraintdef(k.oid))

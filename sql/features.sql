@@ -76,11 +76,20 @@ AS $$
         CASE WHEN from_ts IS NOT NULL THEN ' ORDER BY m.at' END)
 $$;
 
--- One pair after the other, so that no statement is over the partitions of all. Settings: what is returned is kept until all is
--- there, which should not go through a file; and the three tables are in the order of time.
+-- SQL for rows of bqx_ml.features, in [$1, $2).
+CREATE FUNCTION bqx._feature_rows_query(pair text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format('SELECT %L::text AS pair, f.* FROM (%s) AS f', pair,
+                  bqx._features_query(pair, bqx._metric_names('bqx'), bqx._metric_names('reg'),
+                                      'coalesce($1, ''-infinity''::timestamptz)', 'coalesce($2, ''infinity''::timestamptz)'))
+$$;
+
+-- One pair after the other, so that no statement is over the partitions of all. Where one pair is asked for, the planner may take the pair's
+-- own function instead: src/one_pair.rs.
 CREATE FUNCTION bqx_ml.features(pairs text[], from_ts timestamp with time zone, to_ts timestamp with time zone)
 RETURNS SETOF bqx.feature_row
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SUPPORT bqx._of_one_pair SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     chosen text[] := bqx._pairs_or_all(pairs);
@@ -88,10 +97,7 @@ DECLARE
 BEGIN
     PERFORM bqx._check_time_range(from_ts, to_ts);
     FOREACH one_pair IN ARRAY chosen LOOP
-        RETURN QUERY EXECUTE
-            format('SELECT %L, f.* FROM (%s) AS f', one_pair,
-                   bqx._features_query(one_pair, bqx._metric_names('bqx'), bqx._metric_names('reg'), '$1', '$2'))
-            USING coalesce(from_ts, '-infinity'), coalesce(to_ts, 'infinity');
+        RETURN QUERY EXECUTE bqx._feature_rows_query(one_pair) USING from_ts, to_ts;
     END LOOP;
 END
 $$;
@@ -133,6 +139,26 @@ BEGIN
 END
 $$;
 
+-- Makes, or makes anew, the function in bqx_ml of one pair that the planner takes for the one of all: see src/one_pair.rs.
+CREATE FUNCTION bqx._make_ml_function(function_name text, row_type text, query text, description text, call text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    signature text := format('bqx_ml.%I(timestamp with time zone, timestamp with time zone)', function_name);
+BEGIN
+    IF to_regprocedure(signature) IS NOT NULL AND bqx._call_in(obj_description(to_regprocedure(signature), 'pg_proc')) IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'duplicate_function',
+            MESSAGE = format('function %s exists already, and was not made by bqx', signature),
+            HINT = 'Rename it or drop it, then call again.';
+    END IF;
+    EXECUTE format('CREATE OR REPLACE FUNCTION bqx_ml.%I(from_ts timestamp with time zone, to_ts timestamp with time zone) '
+                   'RETURNS SETOF bqx.%I LANGUAGE sql STABLE PARALLEL SAFE ROWS 30000 BEGIN ATOMIC %s; END',
+                   function_name, row_type, query);
+    EXECUTE format('COMMENT ON FUNCTION %s IS %L', signature, format('%s. Made by %s', description, call));
+END
+$$;
+
 -- NULL: the pairs that have both derived tables.
 CREATE FUNCTION bqx._pairs_with_metrics(pairs text[]) RETURNS text[]
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -166,6 +192,7 @@ DECLARE
     chosen pg_catalog.text[];
     chosen_pair pg_catalog.text;
     done pg_catalog.text;
+    call pg_catalog.text;
 BEGIN
     PERFORM bqx._require_top_level('create_features'::pg_catalog.text);
     COMMIT;
@@ -173,12 +200,14 @@ BEGIN
     SET LOCAL search_path TO pg_catalog, pg_temp;
     chosen := bqx._pairs_with_metrics(pairs);
     FOREACH chosen_pair IN ARRAY chosen LOOP
+        call := format('CALL bqx.create_features(ARRAY[%L]%s);', chosen_pair, CASE WHEN materialized THEN ', materialized => true' ELSE '' END);
         done := bqx._make_ml_view(
             'features_' || chosen_pair, coalesce(materialized, false),
             bqx._features_query(chosen_pair, bqx._metrics_of('bqx', bqx._derived_table('bqx', chosen_pair)),
                                 bqx._metrics_of('reg', bqx._derived_table('reg', chosen_pair))),
-            format('Bars of %s with their BQX and REG metrics', chosen_pair),
-            format('CALL bqx.create_features(ARRAY[%L]%s);', chosen_pair, CASE WHEN materialized THEN ', materialized => true' ELSE '' END));
+            format('Bars of %s with their BQX and REG metrics', chosen_pair), call);
+        PERFORM bqx._make_ml_function('features_' || chosen_pair, 'feature_row', bqx._feature_rows_query(chosen_pair),
+                                      format('Rows of bqx_ml.features for %s', chosen_pair), call);
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;

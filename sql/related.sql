@@ -34,28 +34,24 @@ AS $$
       FROM unnest(names) WITH ORDINALITY AS u (n, i)
 $$;
 
--- SQL for the view: the others' rows are looked up for each row of the pair's. In a join of a dozen partitioned tables, of which a bound on
--- the time reaches but one, PostgreSQL would read the history of all the others; OFFSET 0 keeps it from making one of this.
+-- SQL for the view.
 CREATE FUNCTION bqx._related_view_query(pair text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    WITH own AS (
-        SELECT d AS derived, bqx._metrics_of('bqx', d) AS names FROM bqx._derived_table('bqx', pair) AS d
-    ), others AS (
+    WITH tables AS (
         SELECT o, i, d AS derived, bqx._metrics_of('bqx', d) AS names
-          FROM unnest(bqx._related_pairs(pair)) WITH ORDINALITY AS u (o, i) CROSS JOIN LATERAL bqx._derived_table('bqx', o) AS d
+          FROM unnest(pair || bqx._related_pairs(pair)) WITH ORDINALITY AS u (o, i) CROSS JOIN LATERAL bqx._derived_table('bqx', o) AS d
     )
-    SELECT format('SELECT t.at AS ts_utc%s%s FROM %s AS t%s', bqx._prefixed('t', 'target_', own.names), r.columns,
-                  bqx._rows_by_time(own.derived, 'ts_utc', own.names, NULL, NULL), r.joins)
-      FROM own
-     CROSS JOIN (SELECT string_agg(bqx._prefixed(o, o || '_', names), '' ORDER BY i) AS columns,
-                        string_agg(format(' LEFT JOIN LATERAL (SELECT o.ts_utc%s FROM %s AS o WHERE o.ts_utc = %s OFFSET 0) AS %I ON true',
-                                          bqx._as_doubles(derived, 'o', names), derived, bqx._as_key(derived, 'ts_utc', 't.at'), o),
-                                   '' ORDER BY i) AS joins
-                   FROM others) AS r
+    SELECT format('SELECT target.at AS ts_utc%s FROM %s',
+                  string_agg(bqx._prefixed(alias, prefix, names), '' ORDER BY i),
+                  string_agg(format(CASE i WHEN 1 THEN '%s AS %I' ELSE ' LEFT JOIN %s AS %2$I ON %2$I.at = target.at' END,
+                                    bqx._rows_by_time(derived, 'ts_utc', names, NULL, NULL), alias), '' ORDER BY i))
+      FROM tables
+     CROSS JOIN LATERAL (SELECT CASE i WHEN 1 THEN 'target' ELSE o END) AS a (alias)
+     CROSS JOIN LATERAL (SELECT alias || '_') AS p (prefix)
 $$;
 
--- SQL for the rows of bqx_ml.related in [$1, $2).
+-- SQL for rows of bqx_ml.related, in [$1, $2).
 CREATE FUNCTION bqx._related_rows_query(pair text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -74,19 +70,19 @@ AS $$
            FROM parts AS p CROSS JOIN unnest(bqx._metric_names('bqx')) WITH ORDINALITY AS u (n, i)),
         (SELECT string_agg(
                     format(CASE p.prefix WHEN 'target_' THEN '%s AS %I' ELSE ' LEFT JOIN %s AS %2$I ON %2$I.at = target_rows.at' END,
-                           bqx._rows_by_time(p.derived, 'ts_utc', bqx._metric_names('bqx'), '$1', '$2'), p.alias),
+                           bqx._rows_by_time(p.derived, 'ts_utc', bqx._metric_names('bqx'), 'coalesce($1, ''-infinity''::timestamptz)',
+                                              'coalesce($2, ''infinity''::timestamptz)'), p.alias),
                     '' ORDER BY p.prefix <> 'target_', p.prefix)
            FROM parts AS p WHERE p.name IS NOT NULL))
 $$;
 
 CREATE FUNCTION bqx_ml.related(pair text, from_ts timestamp with time zone, to_ts timestamp with time zone)
 RETURNS SETOF bqx.related_row
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SUPPORT bqx._of_one_pair SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM bqx._check_time_range(from_ts, to_ts);
-    RETURN QUERY EXECUTE bqx._related_rows_query(bqx._check_pair(pair))
-        USING coalesce(from_ts, '-infinity'), coalesce(to_ts, 'infinity');
+    RETURN QUERY EXECUTE bqx._related_rows_query(bqx._check_pair(pair)) USING from_ts, to_ts;
 END
 $$;
 COMMENT ON FUNCTION bqx_ml.related(text, timestamp with time zone, timestamp with time zone) IS
@@ -98,11 +94,13 @@ AS $$
 DECLARE
     known_pair text := bqx._check_pair(pair);
     others text[] := bqx._related_pairs(known_pair);
+    call text := format('CALL bqx.create_related(%L);', known_pair);
     done text := bqx._make_ml_view(
         'related_' || known_pair, false, bqx._related_view_query(known_pair),
-        format('BQX metrics of %s beside those of %s related pairs', known_pair, cardinality(others)),
-        format('CALL bqx.create_related(%L);', known_pair));
+        format('BQX metrics of %s beside those of %s related pairs', known_pair, cardinality(others)), call);
 BEGIN
+    PERFORM bqx._make_ml_function('related_' || known_pair, 'related_row', bqx._related_rows_query(known_pair),
+                                  format('Rows of bqx_ml.related for %s', known_pair), call);
     RAISE NOTICE 'bqx_ml.related_%: %, beside % pair(s) that share a currency with it', known_pair, done, cardinality(others);
 END
 $$;

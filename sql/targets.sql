@@ -45,7 +45,7 @@ BEGIN
 END
 $$;
 
--- SQL for the view of targets. The row that many minutes later is looked up for each row, see _related_view_query.
+-- SQL for the view of targets.
 CREATE FUNCTION bqx._targets_view_query(derived regclass, widths int[], horizons int[]) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -53,9 +53,9 @@ AS $$
                   string_agg(format('%s, (h%s.rate_index - t.rate_index) / t.rate_index AS rate_index_return_h%2$s', later.columns, h),
                              '' ORDER BY h),
                   bqx._rows_by_time(derived, 'ts_utc', ARRAY['rate_index'], NULL, NULL),
-                  string_agg(format(' LEFT JOIN LATERAL (SELECT f.ts_utc%s FROM %s AS f WHERE f.ts_utc = %s OFFSET 0) AS h%s ON true',
-                                    bqx._as_doubles(derived, 'f', ARRAY['rate_index'] || later.names), derived,
-                                    bqx._as_key(derived, 'ts_utc', format('t.at + interval ''%s minutes''', h)), h), '' ORDER BY h))
+                  string_agg(format(' LEFT JOIN %s AS h%s ON h%2$s.at = t.at + %L::interval',
+                                    bqx._rows_by_time(derived, 'ts_utc', ARRAY['rate_index'] || later.names, NULL, NULL), h,
+                                    make_interval(mins => h)), '' ORDER BY h))
       FROM unnest(horizons) AS h
      CROSS JOIN LATERAL (
         SELECT string_agg(format(', h%s.w%s_bqx_return AS w%2$s_bqx_return_h%1$s', h, w), '' ORDER BY w),
@@ -96,7 +96,7 @@ $$;
 COMMENT ON PROCEDURE bqx.create_targets(text[], int[], int[]) IS
     'Makes bqx_ml.targets_<pair>: bqx_return and the change of rate_index as they will stand some minutes later';
 
--- The bounds that _targets_query takes as $1 … $4: of rows, and of where their targets stand, which must be known before to_ts. A bar is known
+-- The bounds that _targets_query takes as $1 … $4: of rows, and of where their targets stand, which must be known by to_ts. A bar is known
 -- a minute after it opens. (Reckoned here, since a bound that is reckoned in the query comes too late to leave partitions alone.)
 CREATE FUNCTION bqx._target_bounds(from_ts timestamp with time zone, to_ts timestamp with time zone, horizon int)
 RETURNS timestamp with time zone[]
@@ -133,6 +133,6 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION bqx_ml.targets(text, timestamp with time zone, timestamp with time zone, int, int) IS
-    'What is to be predicted of the bars of a pair in [from_ts, to_ts), as far as it is known before to_ts; NULL leaves an end open';
+    'What is to be predicted of the bars of a pair in [from_ts, to_ts), as far as it is known by to_ts; NULL leaves an end open';
 
 SET LOCAL search_path TO bqx, pg_temp;

@@ -25,6 +25,7 @@
 //! | `session` | what a session may do and how it is told from others |
 //! | `workers` | background workers of a backfill |
 //! | `live_progress` | how far a session's jobs are, for others to see |
+//! | `one_pair` | what the planner makes of a function over several pairs |
 //! | `ledger_retention` | the setting of that name |
 //! | `rows`, `errors` | reading query results, returning sets, raising errors |
 //! | `memory` | what happens where the system has none |
@@ -47,6 +48,7 @@ mod m1_tables;
 mod memory;
 mod metric_columns;
 mod month_writer;
+mod one_pair;
 mod rate_index;
 mod rate_index_trigger;
 mod rows;
@@ -171,7 +173,11 @@ extension_sql_file!(
     ]
 );
 extension_sql_file!("../sql/completion_report.sql", name = "completion_report", requires = ["verify"]);
-extension_sql_file!("../sql/features.sql", name = "features", requires = ["completion_report"]);
+extension_sql_file!(
+    "../sql/features.sql",
+    name = "features",
+    requires = ["completion_report", one_pair::_of_one_pair]
+);
 extension_sql_file!("../sql/related.sql", name = "related", requires = ["features"]);
 extension_sql_file!("../sql/targets.sql", name = "targets", requires = ["related"]);
 extension_sql_file!("../sql/training_set.sql", name = "training_set", requires = ["targets"]);

@@ -23,7 +23,7 @@ use pgrx::{IntoDatum, direct_function_call_as_datum};
 use crate::bar_changes::Noted;
 use crate::errors::Failure;
 use crate::followed_tables::{DerivedTable, PairTables, date, months_of};
-use crate::m1_tables::{check_may_read, is_followed, table_named};
+use crate::m1_tables::{check_may_read, is_followed, owner_of, table_named};
 use crate::rows::one_value;
 use crate::scoped::{ActiveSnapshot, PinnedSearchPath, RoleFor};
 use crate::series::{self, Fingerprint, Series};
@@ -354,16 +354,6 @@ fn write_down(pair: &str, changes: &[ChangedRange]) {
             [pair.into(), series::instant(range.from), series::instant(range.to), range.removed.into()];
         let insert = "INSERT INTO bqx.bar_changes (pair, from_ts, to_ts, removed) VALUES ($1, $2, $3, $4)";
         Spi::run_with_args(insert, &arguments).unwrap_or_else(|e| error!("{e}"));
-    }
-}
-
-fn owner_of(table: pg_sys::Oid) -> pg_sys::Oid {
-    // Safety: table_open raises an error unless the table is there; it is closed again. Its owner is one of a catalog's columns.
-    unsafe {
-        let relation = pg_sys::table_open(table, pg_sys::AccessShareLock as i32);
-        let owner = (*(*relation).rd_rel).relowner;
-        pg_sys::table_close(relation, pg_sys::NoLock as i32);
-        owner
     }
 }
 

@@ -35,6 +35,16 @@ unsafe extern "C-unwind" {
     fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
 }
 
+pub fn owner_of(table: pg_sys::Oid) -> pg_sys::Oid {
+    // Safety: table_open raises an error unless the table is there; it is closed again. Its owner is one of a catalog's columns.
+    unsafe {
+        let relation = pg_sys::table_open(table, pg_sys::AccessShareLock as i32);
+        let owner = (*(*relation).rd_rel).relowner;
+        pg_sys::table_close(relation, pg_sys::NoLock as i32);
+        owner
+    }
+}
+
 /// Whether a pair is followed live: its table has the trigger of `enable_live`.
 pub fn is_followed(m1: pg_sys::Oid) -> bool {
     if m1 == pg_sys::Oid::INVALID {

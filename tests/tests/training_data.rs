@@ -379,11 +379,8 @@ fn training_sets_look_neither_ahead_nor_over_a_cut() {
     assert_eq!(notices.take(), [""; 0]);
     assert_eq!(parts(&mut session, "60, embargo => '20 days'").len(), 1);
     assert_eq!(notices.take(), ["WARNING: no rows for validation, test"]);
-    assert_eq!(
-        row(&mut session, "SELECT count(*) FROM bqx_ml.training_set('eurusd', NULL, NULL, 30)")
-            > "2000".to_owned(),
-        true
-    );
+    let all = "SELECT count(*) > 2000 FROM bqx_ml.training_set('eurusd', NULL, NULL, 30)";
+    assert_eq!(row(&mut session, all), "t");
     for (arguments, hint) in [
         ("0", "Horizons are minutes ahead"),
         ("60, '{0.8,0.2}'", "Three shares"),
@@ -398,6 +395,78 @@ fn training_sets_look_neither_ahead_nor_over_a_cut() {
         assert_eq!(error.code, "22023", "{arguments}");
         assert!(error.hint.contains(hint), "{arguments}: {error:?}");
     }
+}
+
+/// Where a pair has a function of its own, its query stands in the place of the call: no rows are kept, and unused tables not read.
+#[test]
+fn the_planner_sees_through_a_call_for_one_pair() {
+    let (_db, mut session, _) = filled("see_through");
+    let one_month = "'2024-08-01 00:00+00', '2024-09-01 00:00+00'";
+    let is_function = |session: &mut Client, call: &str| {
+        rows(session, &format!("EXPLAIN SELECT count(*) FROM bqx_ml.{call}"))
+            .iter()
+            .any(|line| line.contains("Function Scan"))
+    };
+    let features = format!("features('{{EURUSD}}', {one_month})");
+    let related = format!("related('eurusd', {one_month})");
+    let rows_of = |session: &mut Client, call: &str| {
+        row(session, &format!("SELECT count(*), md5(string_agg(f::text, ',')) FROM bqx_ml.{call} AS f"))
+    };
+    let before = [&features, &related].map(|call| rows_of(&mut session, call));
+    assert!(is_function(&mut session, &features) && is_function(&mut session, &related));
+    run_each(&mut session, &["CALL bqx.create_features('{eurusd}')", "CALL bqx.create_related('eurusd')"]);
+    assert!(!is_function(&mut session, &features) && !is_function(&mut session, &related));
+    assert_eq!([&features, &related].map(|call| rows_of(&mut session, call)), before);
+    assert!(!is_function(&mut session, "features('{eurusd}', NULL, NULL)"));
+    for call in [
+        "features('{eurusd,eurusd}', NULL, NULL)",
+        "features('{eurusd,gbpusd}', NULL, NULL)",
+        "features(NULL, NULL, NULL)",
+        "features('{NULL}', NULL, NULL)",
+        "features('{nosuch}', NULL, NULL)",
+        "features('{eurusd}', now() - interval '1 day', NULL)",
+        "related('gbpusd', NULL, NULL)",
+        "related(NULL, NULL, NULL)",
+    ] {
+        assert!(is_function(&mut session, call), "{call}");
+    }
+    let error =
+        error_of(&mut session, "SELECT * FROM bqx_ml.features('{eurusd}', '2024-08-02', '2024-08-01')");
+    assert_eq!(error.code, "22023", "what is wrong is said all the same");
+    // Prepared, with times that are known when it runs.
+    run(
+        &mut session,
+        "PREPARE of_time (timestamptz) AS SELECT count(*) FROM bqx_ml.features('{eurusd}', $1, NULL)",
+    );
+    assert_eq!(row(&mut session, "EXECUTE of_time ('2024-09-30 23:00+00')"), "2");
+    // With a table goes the function, and with it the plan.
+    run(&mut session, "CALL bqx.drop_tables('{reg}', '{eurusd}', cascade => true)");
+    assert_eq!(error_of(&mut session, &format!("SELECT count(*) FROM bqx_ml.{features}")).code, "42P01");
+}
+
+/// A function that somebody else puts there is not run as whoever asks for features.
+#[test]
+fn strangers_functions_are_not_taken_for_ours() {
+    let (db, mut session, _) = filled("strangers_functions");
+    run_each(
+        &mut session,
+        &[
+            "DROP ROLE IF EXISTS ml_stranger",
+            "CREATE ROLE ml_stranger LOGIN",
+            "GRANT CREATE ON SCHEMA bqx_ml TO ml_stranger",
+        ],
+    );
+    let trap = "CREATE FUNCTION bqx_ml.features_eurusd(timestamptz, timestamptz) RETURNS SETOF bqx.feature_row LANGUAGE sql STABLE \
+                AS $$ SELECT (NULL::bqx.feature_row).* $$";
+    run(&mut db.connect_as("ml_stranger"), trap);
+    assert_eq!(row(&mut session, "SELECT count(*) FROM bqx_ml.features('{eurusd}', NULL, NULL)"), "3168");
+    let error = error_of(&mut session, "CALL bqx.create_features('{eurusd}')");
+    assert_eq!(error.code, "42723");
+    assert!(error.message.contains("exists already, and was not made by bqx"), "{error:?}");
+    run_each(
+        &mut session,
+        &["DROP OWNED BY ml_stranger", "DROP ROLE ml_stranger", "CALL bqx.create_features('{eurusd}')"],
+    );
 }
 
 #[test]
