@@ -13,25 +13,36 @@ SET LOCAL search_path TO pg_catalog, pg_temp;
 -- Before anything is made: whose schema is this, and is anything of an older system in our way?
 DO $preflight$
 DECLARE
-    owner_name name;
-    owner_is_trusted boolean;
     old record;
     aside text;
     n int;
 BEGIN
-    SELECT r.rolname, r.rolsuper OR r.rolname = current_user
-      INTO owner_name, owner_is_trusted
-      FROM pg_catalog.pg_namespace AS s
-      JOIN pg_catalog.pg_roles AS r ON r.oid = s.nspowner
-     WHERE s.nspname = 'bqx';
-
-    IF NOT owner_is_trusted THEN
+    FOR old IN
+        SELECT s.nspname, r.rolname
+          FROM pg_catalog.pg_namespace AS s
+          JOIN pg_catalog.pg_roles AS r ON r.oid = s.nspowner
+         WHERE s.nspname IN ('bqx', 'bqx_ml') AND NOT (r.rolsuper OR r.rolname = current_user)
+         ORDER BY s.nspname
+    LOOP
         RAISE EXCEPTION USING
             ERRCODE = 'insufficient_privilege',
-            MESSAGE = pg_catalog.format('schema "bqx" is owned by role "%s"', owner_name),
+            MESSAGE = pg_catalog.format('schema "%s" is owned by role "%s"', old.nspname, old.rolname),
             DETAIL = 'The owner of the schema could replace the extension''s functions and so run code as whoever calls them.',
-            HINT = pg_catalog.format('ALTER SCHEMA bqx OWNER TO %I;  then CREATE EXTENSION bqx; again.', current_user);
-    END IF;
+            HINT = pg_catalog.format('ALTER SCHEMA %I OWNER TO %I;  then CREATE EXTENSION bqx; again.', old.nspname, current_user);
+    END LOOP;
+    FOR old IN
+        SELECT p.oid::pg_catalog.regprocedure AS function
+          FROM pg_catalog.pg_proc AS p
+          JOIN pg_catalog.pg_namespace AS s ON s.oid = p.pronamespace
+         WHERE s.nspname = 'bqx_ml' AND p.proname IN ('features', 'related', 'targets', 'training_set')
+         ORDER BY p.oid
+    LOOP
+        RAISE EXCEPTION USING
+            ERRCODE = 'duplicate_function',
+            MESSAGE = pg_catalog.format('function %s was there before', old.function),
+            DETAIL = 'The extension has a function of this name.',
+            HINT = pg_catalog.format('ALTER FUNCTION %s RENAME TO …;  then CREATE EXTENSION bqx; again.', old.function);
+    END LOOP;
 
     -- Tables of an older system keep their rows under another name; m1_*, bqx_* and reg_* tables stay as they are.
     FOR old IN
@@ -61,8 +72,9 @@ BEGIN
     -- Machine-learning relations live beside the extension, so that DROP EXTENSION leaves them alone.
     IF pg_catalog.to_regnamespace('bqx_ml') IS NULL THEN
         CREATE SCHEMA bqx_ml;
-        ALTER EXTENSION bqx DROP SCHEMA bqx_ml;
+        -- While it is a member: a grant after that would count as the extension's own, and not be dumped.
         GRANT USAGE ON SCHEMA bqx_ml TO PUBLIC;
+        ALTER EXTENSION bqx DROP SCHEMA bqx_ml;
     END IF;
 END
 $preflight$;
@@ -774,6 +786,15 @@ CREATE FUNCTION bqx._computed_rows(
     family text, m1 regclass, from_ts timestamp with time zone, to_ts timestamp with time zone, columns text[])
 RETURNS SETOF record LANGUAGE c STABLE STRICT PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', '_computed_rows_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/correlations.rs
+-- bqx::correlations::_correlations
+
+CREATE FUNCTION bqx._correlations(query text, instants timestamp with time zone[])
+RETURNS TABLE ("position" int, n bigint, pearson double precision, spearman double precision)
+LANGUAGE c STABLE STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', '_correlations_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -3000,31 +3021,30 @@ $$;
 CREATE FUNCTION bqx._dependents(rel regclass) RETURNS TABLE (description text, definition text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    WITH RECURSIVE going (relid) AS (
-        SELECT rel::oid
-        UNION SELECT t.relid::oid FROM pg_partition_tree(rel) AS t
-        UNION SELECT r.ev_class FROM going AS g
-          JOIN pg_depend AS d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = g.relid
-                             AND d.classid = 'pg_rewrite'::regclass
-          JOIN pg_rewrite AS r ON r.oid = d.objid
+    WITH RECURSIVE going (classid, objid) AS (
+        SELECT 'pg_class'::regclass::oid, rel::oid
+        UNION SELECT 'pg_class'::regclass, t.relid FROM pg_partition_tree(rel) AS t
+        UNION SELECT CASE WHEN r.oid IS NULL THEN d.classid ELSE 'pg_class'::regclass END, coalesce(r.ev_class, d.objid)
+          FROM going AS g
+          JOIN pg_depend AS d ON d.refclassid = g.classid AND d.refobjid = g.objid
+                             AND d.classid IN ('pg_rewrite'::regclass, 'pg_proc'::regclass)
+          LEFT JOIN pg_rewrite AS r ON r.oid = d.objid AND d.classid = 'pg_rewrite'::regclass
     )
     SELECT format('%s %s', CASE c.relkind WHEN 'm' THEN 'materialized view' ELSE 'view' END, c.oid::regclass),
            coalesce(bqx._made_by(c.oid),
                     format('CREATE %s %s AS %s', CASE c.relkind WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END,
                            c.oid::regclass, pg_get_viewdef(c.oid)))
-      FROM going AS g JOIN pg_class AS c ON c.oid = g.relid
+      FROM going AS g JOIN pg_class AS c ON c.oid = g.objid AND g.classid = 'pg_class'::regclass
      WHERE c.relkind IN ('v', 'm')
     UNION ALL
-    SELECT DISTINCT format('function %s', p.oid::regprocedure),
+    SELECT format('function %s', p.oid::regprocedure),
            coalesce(bqx._call_in(obj_description(p.oid, 'pg_proc')), pg_get_functiondef(p.oid))
-      FROM going AS g
-      JOIN pg_depend AS d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = g.relid AND d.classid = 'pg_proc'::regclass
-      JOIN pg_proc AS p ON p.oid = d.objid
+      FROM going AS g JOIN pg_proc AS p ON p.oid = g.objid AND g.classid = 'pg_proc'::regclass
     UNION ALL
     SELECT format('foreign key %I of %s', k.conname, k.conrelid::regclass),
            format('ALTER TABLE %s ADD CONSTRAINT %I %s', k.conrelid::regclass, k.conname, pg_get_constraintdef(k.oid))
       FROM pg_constraint AS k
-     WHERE k.contype = 'f' AND k.confrelid = rel AND k.conparentid = 0 AND k.conrelid NOT IN (SELECT relid FROM going)
+     WHERE k.contype = 'f' AND k.confrelid = rel AND k.conparentid = 0 AND k.conrelid NOT IN (SELECT objid FROM going WHERE classid = 'pg_class'::regclass)
 $$;
 
 -- Tries what DROP would say and takes it back: what else may depend on a table (row types, functions, policies)
@@ -6126,6 +6146,11 @@ AS $$
      WHERE c.name NOT IN ('ts_utc', 'rate_index', 'created_at')
 $$;
 
+-- What a model can be given of a bar, in the order of bqx_ml.features.
+CREATE FUNCTION bqx._feature_names() RETURNS text[]
+LANGUAGE sql IMMUTABLE
+RETURN bqx._bar_columns() || bqx._metric_names('bqx') || bqx._metric_names('reg');
+
 -- The metrics that a derived table has, of whatever windows, in table order.
 CREATE FUNCTION bqx._metrics_of(family text, derived regclass) RETURNS text[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
@@ -6141,8 +6166,7 @@ DO $make$
 BEGIN
     EXECUTE pg_catalog.format('CREATE TYPE bqx.feature_row AS (pair text, time timestamptz, ts_utc timestamptz, %s)',
         (SELECT pg_catalog.string_agg(pg_catalog.format('%I double precision', n), ', ' ORDER BY i)
-           FROM pg_catalog.unnest(bqx._bar_columns() || bqx._metric_names('bqx') || bqx._metric_names('reg'))
-                WITH ORDINALITY AS u (n, i)));
+           FROM pg_catalog.unnest(bqx._feature_names()) WITH ORDINALITY AS u (n, i)));
 END
 $make$;
 COMMENT ON TYPE bqx.feature_row IS 'A bar with its BQX and REG metrics, as bqx_ml.features returns it';
@@ -6203,7 +6227,7 @@ RETURNS SETOF bqx.feature_row
 LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SUPPORT bqx._of_one_pair SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    chosen text[] := bqx._pairs_or_all(pairs);
+    chosen text[] := bqx._pairs_with_metrics(pairs);
     one_pair text;
 BEGIN
     PERFORM bqx._check_time_range(from_ts, to_ts);
@@ -6215,58 +6239,118 @@ $$;
 COMMENT ON FUNCTION bqx_ml.features(text[], timestamp with time zone, timestamp with time zone) IS
     'Bars of pairs (NULL: all) in [from_ts, to_ts) with their BQX and REG metrics; NULL leaves an end open';
 
--- Makes a view in bqx_ml, anew if there is one of ours that has other columns, or is of the other kind. Returns what it did.
+-- What the comment of something in bqx_ml says, so that it can be told what it was made from, and by which call.
+CREATE FUNCTION bqx._ml_comment(description text, query text, call text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT format('%s (query %s). Made by %s', description, md5(query), call) $$;
+
+CREATE FUNCTION bqx._is_made_of(comment text, query text) RETURNS boolean
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT coalesce(bqx._call_in(comment) IS NOT NULL AND strpos(comment, format(' (query %s). ', md5(query))) > 0, false) $$;
+
+-- Gives a relation the rights that its predecessor's ACL has, but for its owner's.
+CREATE FUNCTION bqx._grant_as_before(rel regclass, acl aclitem[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    had record;
+BEGIN
+    FOR had IN
+        SELECT a.privilege_type, a.is_grantable, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS grantee
+          FROM aclexplode(acl) AS a WHERE a.grantee <> (SELECT c.relowner FROM pg_class AS c WHERE c.oid = rel)
+    LOOP
+        EXECUTE format('GRANT %s ON %s TO %s%s', had.privilege_type, rel, had.grantee,
+                       CASE WHEN had.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+    END LOOP;
+END
+$$;
+
+-- Makes a view in bqx_ml, anew if there is one of ours that is another query's, or of the other kind. Returns what it did.
 CREATE FUNCTION bqx._make_ml_view(view_name text, materialized boolean, query text, description text, call text) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    existing regclass := to_regclass(format('bqx_ml.%I', view_name));
     kind text := CASE WHEN materialized THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END;
-    old_kind text := (SELECT CASE c.relkind WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END FROM pg_class AS c WHERE c.oid = existing);
-    is_same boolean;
+    existing record;
 BEGIN
-    IF existing IS NOT NULL AND bqx._made_by(existing) IS NULL THEN
+    SELECT c.oid::regclass AS rel, c.relacl, CASE c.relkind WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END AS kind,
+           obj_description(c.oid, 'pg_class') AS comment
+      INTO existing FROM pg_class AS c WHERE c.oid = to_regclass(format('bqx_ml.%I', view_name));
+    IF existing.rel IS NOT NULL AND bqx._made_by(existing.rel) IS NULL THEN
         RAISE EXCEPTION USING
             ERRCODE = 'duplicate_table',
-            MESSAGE = format('relation %s exists already, and was not made by bqx', existing),
+            MESSAGE = format('relation %s exists already, and was not made by bqx', existing.rel),
             HINT = 'Rename it or drop it, then call again.';
     END IF;
-    IF existing IS NOT NULL THEN
-        EXECUTE format('CREATE TEMP VIEW %I AS %s', view_name || '_anew', query);
-        is_same := kind = old_kind
-            AND pg_get_viewdef(existing) = pg_get_viewdef(to_regclass(format('pg_temp.%I', view_name || '_anew')));
-        EXECUTE format('DROP VIEW pg_temp.%I', view_name || '_anew');
-        IF is_same THEN
-            RETURN 'was there';
-        END IF;
-        EXECUTE format('DROP %s %s', old_kind, existing);
+    IF existing.kind = kind AND bqx._is_made_of(existing.comment, query) THEN
+        RETURN 'was there';
+    END IF;
+    IF existing.rel IS NOT NULL THEN
+        EXECUTE format('DROP %s %s', existing.kind, existing.rel);
     END IF;
     EXECUTE format('CREATE %s bqx_ml.%I AS %s', kind, view_name, query);
-    EXECUTE format('COMMENT ON %s bqx_ml.%I IS %L', kind, view_name, format('%s. Made by %s', description, call));
+    EXECUTE format('COMMENT ON %s bqx_ml.%I IS %L', kind, view_name, bqx._ml_comment(description, query, call));
     IF materialized THEN
         EXECUTE format('CREATE UNIQUE INDEX ON bqx_ml.%I (ts_utc)', view_name);
     END IF;
-    RETURN CASE WHEN existing IS NULL THEN 'made' ELSE 'made anew' END;
+    PERFORM bqx._grant_as_before(to_regclass(format('bqx_ml.%I', view_name)), existing.relacl);
+    RETURN CASE WHEN existing.rel IS NULL THEN 'made' ELSE 'made anew' END;
 END
 $$;
 
--- Makes, or makes anew, the function in bqx_ml of one pair that the planner takes for the one of all: see src/one_pair.rs.
+-- Makes, or makes anew, the function in bqx_ml of one pair that the planner may take for the one of all.
 CREATE FUNCTION bqx._make_ml_function(function_name text, row_type text, query text, description text, call text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     signature text := format('bqx_ml.%I(timestamp with time zone, timestamp with time zone)', function_name);
+    comment text := obj_description(to_regprocedure(signature), 'pg_proc');
 BEGIN
-    IF to_regprocedure(signature) IS NOT NULL AND bqx._call_in(obj_description(to_regprocedure(signature), 'pg_proc')) IS NULL THEN
+    IF to_regprocedure(signature) IS NOT NULL AND bqx._call_in(comment) IS NULL THEN
         RAISE EXCEPTION USING
             ERRCODE = 'duplicate_function',
             MESSAGE = format('function %s exists already, and was not made by bqx', signature),
             HINT = 'Rename it or drop it, then call again.';
     END IF;
-    EXECUTE format('CREATE OR REPLACE FUNCTION bqx_ml.%I(from_ts timestamp with time zone, to_ts timestamp with time zone) '
-                   'RETURNS SETOF bqx.%I LANGUAGE sql STABLE PARALLEL SAFE ROWS 30000 BEGIN ATOMIC %s; END',
-                   function_name, row_type, query);
-    EXECUTE format('COMMENT ON FUNCTION %s IS %L', signature, format('%s. Made by %s', description, call));
+    IF comment IS NOT NULL AND NOT (bqx._is_made_of(comment, query) AND EXISTS (
+        SELECT FROM pg_proc AS p JOIN pg_roles AS r ON r.oid = p.proowner
+         WHERE p.oid = to_regprocedure(signature) AND r.rolname = current_user)) THEN
+        EXECUTE format('DROP FUNCTION %s', signature);
+        comment := NULL;
+    END IF;
+    IF comment IS NULL THEN
+        EXECUTE format('CREATE FUNCTION bqx_ml.%I(from_ts timestamp with time zone, to_ts timestamp with time zone) '
+                       'RETURNS SETOF bqx.%I LANGUAGE sql STABLE PARALLEL SAFE ROWS 30000 BEGIN ATOMIC %s; END',
+                       function_name, row_type, query);
+        EXECUTE format('COMMENT ON FUNCTION %s IS %L', signature, bqx._ml_comment(description, query, call));
+    END IF;
+END
+$$;
+
+-- The function of one pair that may be called instead of a function over any pair (src/one_pair.rs); NULL: none. It will be run as
+-- whoever asks, so it must be that role's own, a superuser's, or of who owns the schema; it must be made of what would be asked now,
+-- the columns of tables included; and it opens nothing: both functions must be the role's to call.
+CREATE FUNCTION bqx._function_of_pair(of_any oid, pair text) RETURNS oid
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    own record;
+BEGIN
+    SELECT p.oid, g.proname AS kind, obj_description(p.oid, 'pg_proc') AS comment INTO own
+      FROM pg_proc AS g
+      JOIN pg_proc AS p ON p.pronamespace = g.pronamespace AND p.proname = g.proname || '_' || $2
+                       AND oidvectortypes(p.proargtypes) = 'timestamp with time zone, timestamp with time zone'
+      JOIN pg_language AS l ON l.oid = p.prolang
+      JOIN pg_roles AS r ON r.oid = p.proowner
+      JOIN pg_namespace AS s ON s.oid = p.pronamespace
+     WHERE g.oid = of_any AND p.prorettype = g.prorettype AND p.proretset AND NOT p.prosecdef AND l.lanname = 'sql'
+       AND (r.rolsuper OR r.rolname = current_user OR r.oid = s.nspowner)
+       AND has_function_privilege(p.oid, 'EXECUTE') AND has_function_privilege(g.oid, 'EXECUTE');
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    RETURN CASE WHEN bqx._is_made_of(own.comment, CASE own.kind WHEN 'features' THEN bqx._feature_rows_query($2)
+                                                                ELSE bqx._related_rows_query($2) END) THEN own.oid END;
 END
 $$;
 
@@ -6427,13 +6511,13 @@ AS $$
         SELECT o, i, d AS derived, bqx._metrics_of('bqx', d) AS names
           FROM unnest(pair || bqx._related_pairs(pair)) WITH ORDINALITY AS u (o, i) CROSS JOIN LATERAL bqx._derived_table('bqx', o) AS d
     )
-    SELECT format('SELECT target.at AS ts_utc%s FROM %s',
+    SELECT format('SELECT target_rows.at AS ts_utc%s FROM %s',
                   string_agg(bqx._prefixed(alias, prefix, names), '' ORDER BY i),
-                  string_agg(format(CASE i WHEN 1 THEN '%s AS %I' ELSE ' LEFT JOIN %s AS %2$I ON %2$I.at = target.at' END,
+                  string_agg(format(CASE i WHEN 1 THEN '%s AS %I' ELSE ' LEFT JOIN %s AS %2$I ON %2$I.at = target_rows.at' END,
                                     bqx._rows_by_time(derived, 'ts_utc', names, NULL, NULL), alias), '' ORDER BY i))
       FROM tables
-     CROSS JOIN LATERAL (SELECT CASE i WHEN 1 THEN 'target' ELSE o END) AS a (alias)
-     CROSS JOIN LATERAL (SELECT alias || '_') AS p (prefix)
+     CROSS JOIN LATERAL (SELECT CASE i WHEN 1 THEN 'target' ELSE o END) AS n (name)
+     CROSS JOIN LATERAL (SELECT name || CASE i WHEN 1 THEN '_rows' ELSE '_beside' END, name || '_') AS a (alias, prefix)
 $$;
 
 -- SQL for rows of bqx_ml.related, in [$1, $2).
@@ -6581,6 +6665,7 @@ BEGIN
     SET LOCAL search_path TO pg_catalog, pg_temp;
     PERFORM bqx._check_horizons(horizons);
     chosen := bqx._pairs_with_metrics(pairs);
+    PERFORM bqx._check_target_widths(bqx._derived_table('bqx', p), widths) FROM unnest(chosen) AS p;
     FOREACH chosen_pair IN ARRAY chosen LOOP
         derived := bqx._derived_table('bqx', chosen_pair);
         done := bqx._make_ml_view(
@@ -6654,8 +6739,7 @@ BEGIN
     EXECUTE pg_catalog.format(
         'CREATE TYPE bqx.training_row AS (ts_utc timestamptz, %s, target double precision, forward_return double precision, split text)',
         (SELECT pg_catalog.string_agg(pg_catalog.format('%I double precision', n), ', ' ORDER BY i)
-           FROM pg_catalog.unnest(bqx._bar_columns() || bqx._metric_names('bqx') || bqx._metric_names('reg'))
-                WITH ORDINALITY AS u (n, i)));
+           FROM pg_catalog.unnest(bqx._feature_names()) WITH ORDINALITY AS u (n, i)));
 END
 $make$;
 COMMENT ON TYPE bqx.training_row IS
@@ -6701,6 +6785,26 @@ AS $$
       FROM cardinality(times) AS n
 $$;
 
+-- Where the rows after a cut begin: after the embargo, and where a target is about no bar before the cut. (Windows count bars, which over a
+-- weekend are further apart than minutes.) At the cut, if nothing is before it.
+CREATE FUNCTION bqx._start_after(
+    pair text, cut timestamp with time zone, to_ts timestamp with time zone, share_before double precision, horizon int, width int,
+    embargo interval) RETURNS timestamp with time zone
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+AS $$
+DECLARE
+    newest_of_first timestamptz;
+BEGIN
+    IF share_before = 0 OR NOT isfinite(cut) THEN
+        RETURN cut;
+    END IF;
+    EXECUTE format('SELECT r.at FROM %s AS r ORDER BY r.at OFFSET %s LIMIT 1',
+                   bqx._rows_by_time(bqx._derived_table('bqx', pair), 'ts_utc', '{}', '$1', '$2'), width - 1)
+       INTO newest_of_first USING cut, to_ts;
+    RETURN greatest(cut + embargo, coalesce(newest_of_first, 'infinity') - make_interval(mins => horizon) + interval '1 microsecond');
+END
+$$;
+
 -- Which part a row is in, given when its label is known; NULL: in none, because its label reaches into the next part, or it is too close
 -- after the cut.
 CREATE FUNCTION bqx._part_of(
@@ -6736,7 +6840,8 @@ BEGIN
     EXECUTE format('SELECT coalesce(array_agg(t.at ORDER BY t.at), ''{}'') FROM (%s) AS t', bqx._targets_query(known_pair, horizon, width))
        INTO times USING bounds[1], bounds[2], bounds[3], bounds[4];
     cuts := bqx._split_at(times, shares);
-    starts := ARRAY[cuts[1] + embargo, cuts[2] + embargo];
+    starts := ARRAY[bqx._start_after(known_pair, cuts[1], bounds[2], shares[1], horizon, width, embargo),
+                    bqx._start_after(known_pair, cuts[2], bounds[2], shares[1] + shares[2], horizon, width, embargo)];
     SELECT string_agg(p.part, ', ' ORDER BY p.i) INTO empty
       FROM unnest(ARRAY['train', 'validation', 'test']) WITH ORDINALITY AS p (part, i)
      WHERE shares[i] > 0
@@ -6752,7 +6857,7 @@ BEGIN
         'SELECT s.* FROM (SELECT f.ts_utc, %s, t.target, t.forward_return, bqx._part_of(t.at, t.at + $5, $6, $7) AS split '
         'FROM (%s) AS f JOIN (%s) AS t ON t.at = f.ts_utc) AS s WHERE s.split IS NOT NULL ORDER BY s.ts_utc',
         (SELECT string_agg(format('f.%I', n), ', ' ORDER BY i)
-           FROM unnest(bqx._bar_columns() || bqx._metric_names('bqx') || bqx._metric_names('reg')) WITH ORDINALITY AS u (n, i)),
+           FROM unnest(bqx._feature_names()) WITH ORDINALITY AS u (n, i)),
         bqx._features_query(known_pair, bqx._metric_names('bqx'), bqx._metric_names('reg'), '$1', '$2'),
         bqx._targets_query(known_pair, horizon, width))
         USING bounds[1], bounds[2], bounds[3], bounds[4], until_known, cuts, starts;
@@ -6760,6 +6865,103 @@ END
 $$;
 COMMENT ON FUNCTION bqx_ml.training_set(text, timestamp with time zone, timestamp with time zone, int, double precision[], interval, int) IS
     'Features and target of the bars of a pair in [from_ts, to_ts), split by time into train, validation and test without look-ahead';
+
+SET LOCAL search_path TO bqx, pg_temp;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   training_set
+--   correlations::_correlations
+
+-- compute_correlations: how each feature of a pair goes with what is to be predicted, month by month.
+
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
+CREATE FUNCTION bqx._ensure_correlations() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('bqx_ml.correlations') IS NULL THEN
+        CREATE TABLE bqx_ml.correlations (
+            pair text NOT NULL,
+            month date NOT NULL,
+            feature text NOT NULL,
+            target text NOT NULL,
+            horizon int NOT NULL,
+            n bigint NOT NULL,
+            pearson double precision,
+            spearman double precision,
+            computed_at timestamp with time zone NOT NULL DEFAULT pg_catalog.now(),
+            PRIMARY KEY (pair, month, target, horizon, feature)
+        );
+        COMMENT ON TABLE bqx_ml.correlations IS
+            'How a feature goes with the target so many minutes later, over the rows of a month, by bqx.compute_correlations';
+    END IF;
+END
+$$;
+
+-- Computes one pair's month anew. Targets may lie in the next month.
+CREATE FUNCTION bqx._correlate_month(pair text, month date, horizon int, width int) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+AS $$
+#variable_conflict use_column
+DECLARE
+    bounds timestamptz[] := bqx._target_bounds(bqx._month_start($2), bqx._month_start(bqx._next_month($2)), $3);
+    target_name text := format('w%s_bqx_return', $4);
+    query text := format('SELECT %s, t.target FROM (%s) AS f JOIN (%s) AS t ON t.at = f.ts_utc',
+        (SELECT string_agg(format('f.%I', n), ', ' ORDER BY i) FROM unnest(bqx._feature_names()) WITH ORDINALITY AS u (n, i)),
+        bqx._features_query($1, bqx._metric_names('bqx'), bqx._metric_names('reg'), '$1', '$2'), bqx._targets_query($1, $3, $4));
+    done bigint;
+BEGIN
+    bounds[4] := bounds[2] + make_interval(mins => $3);
+    DELETE FROM bqx_ml.correlations AS c WHERE c.pair = $1 AND c.month = $2 AND c.target = target_name AND c.horizon = $3;
+    INSERT INTO bqx_ml.correlations (pair, month, feature, target, horizon, n, pearson, spearman)
+    SELECT $1, $2, (bqx._feature_names())[c.position], target_name, $3, c.n, c.pearson, c.spearman
+      FROM bqx._correlations(query, bounds) AS c WHERE c.n > 0;
+    GET DIAGNOSTICS done = ROW_COUNT;
+    RETURN done;
+END
+$$;
+
+CREATE PROCEDURE bqx.compute_correlations(
+    pairs text[] DEFAULT NULL, from_month date DEFAULT NULL, to_month date DEFAULT NULL, horizon int DEFAULT 60, width int DEFAULT 60)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    chosen pg_catalog.text[];
+    chosen_pair pg_catalog.text;
+    chosen_month pg_catalog.date;
+    span record;
+    months int;
+BEGIN
+    PERFORM bqx._require_top_level('compute_correlations'::pg_catalog.text);
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path TO pg_catalog, pg_temp;
+    PERFORM bqx._check_month_range(from_month, to_month);
+    PERFORM bqx._check_horizons(ARRAY[horizon]);
+    chosen := bqx._pairs_with_metrics(pairs);
+    PERFORM bqx._check_target_widths(bqx._derived_table('bqx', p), ARRAY[width]) FROM unnest(chosen) AS p;
+    PERFORM bqx._ensure_correlations();
+    FOREACH chosen_pair IN ARRAY chosen LOOP
+        span := bqx._m1_span(bqx._m1_table(chosen_pair));
+        months := 0;
+        FOR chosen_month IN
+            SELECT m FROM bqx._months(greatest(from_month, bqx._month_of(span.first_bar)), least(to_month, bqx._month_of(span.last_bar))) AS m
+        LOOP
+            months := months + (bqx._correlate_month(chosen_pair, chosen_month, horizon, width) > 0)::int;
+            COMMIT;
+            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+            SET LOCAL search_path TO pg_catalog, pg_temp;
+        END LOOP;
+        RAISE NOTICE '%: % month(s) correlated with w%_bqx_return % minutes later', chosen_pair, months, width, horizon;
+    END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE bqx.compute_correlations(text[], date, date, int, int) IS
+    'Fills bqx_ml.correlations: how each feature goes with bqx_return some minutes later, by pair and month';
 
 SET LOCAL search_path TO bqx, pg_temp;
 /* </end connected objects> */

@@ -156,31 +156,30 @@ $$;
 CREATE FUNCTION bqx._dependents(rel regclass) RETURNS TABLE (description text, definition text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    WITH RECURSIVE going (relid) AS (
-        SELECT rel::oid
-        UNION SELECT t.relid::oid FROM pg_partition_tree(rel) AS t
-        UNION SELECT r.ev_class FROM going AS g
-          JOIN pg_depend AS d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = g.relid
-                             AND d.classid = 'pg_rewrite'::regclass
-          JOIN pg_rewrite AS r ON r.oid = d.objid
+    WITH RECURSIVE going (classid, objid) AS (
+        SELECT 'pg_class'::regclass::oid, rel::oid
+        UNION SELECT 'pg_class'::regclass, t.relid FROM pg_partition_tree(rel) AS t
+        UNION SELECT CASE WHEN r.oid IS NULL THEN d.classid ELSE 'pg_class'::regclass END, coalesce(r.ev_class, d.objid)
+          FROM going AS g
+          JOIN pg_depend AS d ON d.refclassid = g.classid AND d.refobjid = g.objid
+                             AND d.classid IN ('pg_rewrite'::regclass, 'pg_proc'::regclass)
+          LEFT JOIN pg_rewrite AS r ON r.oid = d.objid AND d.classid = 'pg_rewrite'::regclass
     )
     SELECT format('%s %s', CASE c.relkind WHEN 'm' THEN 'materialized view' ELSE 'view' END, c.oid::regclass),
            coalesce(bqx._made_by(c.oid),
                     format('CREATE %s %s AS %s', CASE c.relkind WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END,
                            c.oid::regclass, pg_get_viewdef(c.oid)))
-      FROM going AS g JOIN pg_class AS c ON c.oid = g.relid
+      FROM going AS g JOIN pg_class AS c ON c.oid = g.objid AND g.classid = 'pg_class'::regclass
      WHERE c.relkind IN ('v', 'm')
     UNION ALL
-    SELECT DISTINCT format('function %s', p.oid::regprocedure),
+    SELECT format('function %s', p.oid::regprocedure),
            coalesce(bqx._call_in(obj_description(p.oid, 'pg_proc')), pg_get_functiondef(p.oid))
-      FROM going AS g
-      JOIN pg_depend AS d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = g.relid AND d.classid = 'pg_proc'::regclass
-      JOIN pg_proc AS p ON p.oid = d.objid
+      FROM going AS g JOIN pg_proc AS p ON p.oid = g.objid AND g.classid = 'pg_proc'::regclass
     UNION ALL
     SELECT format('foreign key %I of %s', k.conname, k.conrelid::regclass),
            format('ALTER TABLE %s ADD CONSTRAINT %I %s', k.conrelid::regclass, k.conname, pg_get_constraintdef(k.oid))
       FROM pg_constraint AS k
-     WHERE k.contype = 'f' AND k.confrelid = rel AND k.conparentid = 0 AND k.conrelid NOT IN (SELECT relid FROM going)
+     WHERE k.contype = 'f' AND k.confrelid = rel AND k.conparentid = 0 AND k.conrelid NOT IN (SELECT objid FROM going WHERE classid = 'pg_class'::regclass)
 $$;
 
 -- Tries what DROP would say and takes it back: what else may depend on a table (row types, functions, policies)

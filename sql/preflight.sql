@@ -7,25 +7,36 @@ SET LOCAL search_path TO pg_catalog, pg_temp;
 -- Before anything is made: whose schema is this, and is anything of an older system in our way?
 DO $preflight$
 DECLARE
-    owner_name name;
-    owner_is_trusted boolean;
     old record;
     aside text;
     n int;
 BEGIN
-    SELECT r.rolname, r.rolsuper OR r.rolname = current_user
-      INTO owner_name, owner_is_trusted
-      FROM pg_catalog.pg_namespace AS s
-      JOIN pg_catalog.pg_roles AS r ON r.oid = s.nspowner
-     WHERE s.nspname = 'bqx';
-
-    IF NOT owner_is_trusted THEN
+    FOR old IN
+        SELECT s.nspname, r.rolname
+          FROM pg_catalog.pg_namespace AS s
+          JOIN pg_catalog.pg_roles AS r ON r.oid = s.nspowner
+         WHERE s.nspname IN ('bqx', 'bqx_ml') AND NOT (r.rolsuper OR r.rolname = current_user)
+         ORDER BY s.nspname
+    LOOP
         RAISE EXCEPTION USING
             ERRCODE = 'insufficient_privilege',
-            MESSAGE = pg_catalog.format('schema "bqx" is owned by role "%s"', owner_name),
+            MESSAGE = pg_catalog.format('schema "%s" is owned by role "%s"', old.nspname, old.rolname),
             DETAIL = 'The owner of the schema could replace the extension''s functions and so run code as whoever calls them.',
-            HINT = pg_catalog.format('ALTER SCHEMA bqx OWNER TO %I;  then CREATE EXTENSION bqx; again.', current_user);
-    END IF;
+            HINT = pg_catalog.format('ALTER SCHEMA %I OWNER TO %I;  then CREATE EXTENSION bqx; again.', old.nspname, current_user);
+    END LOOP;
+    FOR old IN
+        SELECT p.oid::pg_catalog.regprocedure AS function
+          FROM pg_catalog.pg_proc AS p
+          JOIN pg_catalog.pg_namespace AS s ON s.oid = p.pronamespace
+         WHERE s.nspname = 'bqx_ml' AND p.proname IN ('features', 'related', 'targets', 'training_set')
+         ORDER BY p.oid
+    LOOP
+        RAISE EXCEPTION USING
+            ERRCODE = 'duplicate_function',
+            MESSAGE = pg_catalog.format('function %s was there before', old.function),
+            DETAIL = 'The extension has a function of this name.',
+            HINT = pg_catalog.format('ALTER FUNCTION %s RENAME TO …;  then CREATE EXTENSION bqx; again.', old.function);
+    END LOOP;
 
     -- Tables of an older system keep their rows under another name; m1_*, bqx_* and reg_* tables stay as they are.
     FOR old IN
@@ -55,8 +66,9 @@ BEGIN
     -- Machine-learning relations live beside the extension, so that DROP EXTENSION leaves them alone.
     IF pg_catalog.to_regnamespace('bqx_ml') IS NULL THEN
         CREATE SCHEMA bqx_ml;
-        ALTER EXTENSION bqx DROP SCHEMA bqx_ml;
+        -- While it is a member: a grant after that would count as the extension's own, and not be dumped.
         GRANT USAGE ON SCHEMA bqx_ml TO PUBLIC;
+        ALTER EXTENSION bqx DROP SCHEMA bqx_ml;
     END IF;
 END
 $preflight$;

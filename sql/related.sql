@@ -42,13 +42,13 @@ AS $$
         SELECT o, i, d AS derived, bqx._metrics_of('bqx', d) AS names
           FROM unnest(pair || bqx._related_pairs(pair)) WITH ORDINALITY AS u (o, i) CROSS JOIN LATERAL bqx._derived_table('bqx', o) AS d
     )
-    SELECT format('SELECT target.at AS ts_utc%s FROM %s',
+    SELECT format('SELECT target_rows.at AS ts_utc%s FROM %s',
                   string_agg(bqx._prefixed(alias, prefix, names), '' ORDER BY i),
-                  string_agg(format(CASE i WHEN 1 THEN '%s AS %I' ELSE ' LEFT JOIN %s AS %2$I ON %2$I.at = target.at' END,
+                  string_agg(format(CASE i WHEN 1 THEN '%s AS %I' ELSE ' LEFT JOIN %s AS %2$I ON %2$I.at = target_rows.at' END,
                                     bqx._rows_by_time(derived, 'ts_utc', names, NULL, NULL), alias), '' ORDER BY i))
       FROM tables
-     CROSS JOIN LATERAL (SELECT CASE i WHEN 1 THEN 'target' ELSE o END) AS a (alias)
-     CROSS JOIN LATERAL (SELECT alias || '_') AS p (prefix)
+     CROSS JOIN LATERAL (SELECT CASE i WHEN 1 THEN 'target' ELSE o END) AS n (name)
+     CROSS JOIN LATERAL (SELECT name || CASE i WHEN 1 THEN '_rows' ELSE '_beside' END, name || '_') AS a (alias, prefix)
 $$;
 
 -- SQL for rows of bqx_ml.related, in [$1, $2).

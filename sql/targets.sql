@@ -79,6 +79,7 @@ BEGIN
     SET LOCAL search_path TO pg_catalog, pg_temp;
     PERFORM bqx._check_horizons(horizons);
     chosen := bqx._pairs_with_metrics(pairs);
+    PERFORM bqx._check_target_widths(bqx._derived_table('bqx', p), widths) FROM unnest(chosen) AS p;
     FOREACH chosen_pair IN ARRAY chosen LOOP
         derived := bqx._derived_table('bqx', chosen_pair);
         done := bqx._make_ml_view(

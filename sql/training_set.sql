@@ -7,8 +7,7 @@ BEGIN
     EXECUTE pg_catalog.format(
         'CREATE TYPE bqx.training_row AS (ts_utc timestamptz, %s, target double precision, forward_return double precision, split text)',
         (SELECT pg_catalog.string_agg(pg_catalog.format('%I double precision', n), ', ' ORDER BY i)
-           FROM pg_catalog.unnest(bqx._bar_columns() || bqx._metric_names('bqx') || bqx._metric_names('reg'))
-                WITH ORDINALITY AS u (n, i)));
+           FROM pg_catalog.unnest(bqx._feature_names()) WITH ORDINALITY AS u (n, i)));
 END
 $make$;
 COMMENT ON TYPE bqx.training_row IS
@@ -54,6 +53,26 @@ AS $$
       FROM cardinality(times) AS n
 $$;
 
+-- Where the rows after a cut begin: after the embargo, and where a target is about no bar before the cut. (Windows count bars, which over a
+-- weekend are further apart than minutes.) At the cut, if nothing is before it.
+CREATE FUNCTION bqx._start_after(
+    pair text, cut timestamp with time zone, to_ts timestamp with time zone, share_before double precision, horizon int, width int,
+    embargo interval) RETURNS timestamp with time zone
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+AS $$
+DECLARE
+    newest_of_first timestamptz;
+BEGIN
+    IF share_before = 0 OR NOT isfinite(cut) THEN
+        RETURN cut;
+    END IF;
+    EXECUTE format('SELECT r.at FROM %s AS r ORDER BY r.at OFFSET %s LIMIT 1',
+                   bqx._rows_by_time(bqx._derived_table('bqx', pair), 'ts_utc', '{}', '$1', '$2'), width - 1)
+       INTO newest_of_first USING cut, to_ts;
+    RETURN greatest(cut + embargo, coalesce(newest_of_first, 'infinity') - make_interval(mins => horizon) + interval '1 microsecond');
+END
+$$;
+
 -- Which part a row is in, given when its label is known; NULL: in none, because its label reaches into the next part, or it is too close
 -- after the cut.
 CREATE FUNCTION bqx._part_of(
@@ -89,7 +108,8 @@ BEGIN
     EXECUTE format('SELECT coalesce(array_agg(t.at ORDER BY t.at), ''{}'') FROM (%s) AS t', bqx._targets_query(known_pair, horizon, width))
        INTO times USING bounds[1], bounds[2], bounds[3], bounds[4];
     cuts := bqx._split_at(times, shares);
-    starts := ARRAY[cuts[1] + embargo, cuts[2] + embargo];
+    starts := ARRAY[bqx._start_after(known_pair, cuts[1], bounds[2], shares[1], horizon, width, embargo),
+                    bqx._start_after(known_pair, cuts[2], bounds[2], shares[1] + shares[2], horizon, width, embargo)];
     SELECT string_agg(p.part, ', ' ORDER BY p.i) INTO empty
       FROM unnest(ARRAY['train', 'validation', 'test']) WITH ORDINALITY AS p (part, i)
      WHERE shares[i] > 0
@@ -105,7 +125,7 @@ BEGIN
         'SELECT s.* FROM (SELECT f.ts_utc, %s, t.target, t.forward_return, bqx._part_of(t.at, t.at + $5, $6, $7) AS split '
         'FROM (%s) AS f JOIN (%s) AS t ON t.at = f.ts_utc) AS s WHERE s.split IS NOT NULL ORDER BY s.ts_utc',
         (SELECT string_agg(format('f.%I', n), ', ' ORDER BY i)
-           FROM unnest(bqx._bar_columns() || bqx._metric_names('bqx') || bqx._metric_names('reg')) WITH ORDINALITY AS u (n, i)),
+           FROM unnest(bqx._feature_names()) WITH ORDINALITY AS u (n, i)),
         bqx._features_query(known_pair, bqx._metric_names('bqx'), bqx._metric_names('reg'), '$1', '$2'),
         bqx._targets_query(known_pair, horizon, width))
         USING bounds[1], bounds[2], bounds[3], bounds[4], until_known, cuts, starts;

@@ -124,7 +124,8 @@ impl DerivedTable {
         found.into_iter().map(load).collect()
     }
 
-    /// Stores the rows of a piece where they differ from those that are there.
+    /// Stores the rows of a piece where they differ from those that are there. (Where the newest bar is corrected, somebody's own trigger
+    /// BEFORE INSERT on the table fires twice: the row is offered as a new one first.)
     pub fn store(&self, pair: &str, piece: &Rc<Series>) {
         self.ensure_partitions(pair, &piece.times[piece.rows()]);
         if piece.rows().len() == 1 && self.insert(piece) {

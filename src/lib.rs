@@ -25,6 +25,7 @@
 //! | `session` | what a session may do and how it is told from others |
 //! | `workers` | background workers of a backfill |
 //! | `live_progress` | how far a session's jobs are, for others to see |
+//! | `correlations` | how many columns go with one |
 //! | `one_pair` | what the planner makes of a function over several pairs |
 //! | `ledger_retention` | the setting of that name |
 //! | `rows`, `errors` | reading query results, returning sets, raising errors |
@@ -37,6 +38,7 @@ mod bar_changes;
 mod bar_lines;
 mod bar_scan;
 mod computed_rows;
+mod correlations;
 mod errors;
 mod followed_tables;
 mod heap_pages;
@@ -181,6 +183,11 @@ extension_sql_file!(
 extension_sql_file!("../sql/related.sql", name = "related", requires = ["features"]);
 extension_sql_file!("../sql/targets.sql", name = "targets", requires = ["related"]);
 extension_sql_file!("../sql/training_set.sql", name = "training_set", requires = ["targets"]);
+extension_sql_file!(
+    "../sql/correlations.sql",
+    name = "correlations",
+    requires = ["training_set", correlations::_correlations]
+);
 extension_sql_file!("../sql/run_pipeline.sql", name = "run_pipeline", requires = ["training_set"], finalize);
 
 #[cfg(test)]

@@ -4,16 +4,11 @@
 //! that `create_features` or `create_related` was called for, there is a function in SQL over just its tables, of the same name with the
 //! pair's after it, whose query the planner can put in the place of the call. It asks here whether there is one.
 
-use std::ffi::CString;
-
 use pgrx::datum::Internal;
 use pgrx::prelude::*;
 use pgrx::{FromDatum, PgList};
 
-use crate::m1_tables::{owner_of, table_named};
-
-/// `SQLlanguageId` in PostgreSQL, a number that the bindings leave out.
-const SQL_LANGUAGE: pg_sys::Oid = pg_sys::Oid::from_u32(14);
+use crate::rows::one_value;
 
 /// A planner support function: the call of the pair's own function, if the pair and the ends of time are known and there is one;
 /// else nothing, and the call stays as it is.
@@ -40,7 +35,7 @@ fn _of_one_pair(fcinfo: pg_sys::FunctionCallInfo) -> Internal {
 /// # Safety
 /// The call's arguments must be expressions.
 unsafe fn call_of_one_pair(call: &pg_sys::FuncExpr) -> Option<*mut pg_sys::FuncExpr> {
-    // Safety: the caller's; what is looked at as a constant is one. The names are C strings.
+    // Safety: the caller's; what is looked at as a constant is one.
     unsafe {
         let arguments = PgList::<pg_sys::Node>::from_pg(call.args);
         let [pair, from, to] = [0, 1, 2].map(|i| arguments.get_ptr(i).and_then(|node| constant(node)));
@@ -51,9 +46,8 @@ unsafe fn call_of_one_pair(call: &pg_sys::FuncExpr) -> Option<*mut pg_sys::FuncE
         if !is_range {
             return None; // an error that the function itself raises
         }
-        let name = pg_sys::get_func_name(call.funcid);
-        let name = format!("{}_{pair}", std::ffi::CStr::from_ptr(name).to_str().ok()?);
-        let function = own_function(&name, &pair, call.funcresulttype)?;
+        let question = "SELECT bqx._function_of_pair($1, $2)";
+        let function = one_value::<pg_sys::Oid>(question, &[call.funcid.into(), pair.into()])?;
         let ends = pg_sys::list_copy_tail(call.args, 1);
         let (none, form) = (pg_sys::Oid::INVALID, pg_sys::CoercionForm::COERCE_EXPLICIT_CALL);
         let simpler = pg_sys::makeFuncExpr(function, call.funcresulttype, ends, none, none, form);
@@ -86,33 +80,4 @@ unsafe fn one_pair(constant: &pg_sys::Const) -> Option<String> {
         }
     };
     name.map(|name| name.to_lowercase())
-}
-
-/// The function in `bqx_ml` that has this name and two ends of time as arguments, if it is SQL that returns such rows and can be trusted:
-/// it will be run as whoever planned the query, so it must be of a superuser or of the owner of the pair's bars.
-fn own_function(name: &str, pair: &str, rows: pg_sys::Oid) -> Option<pg_sys::Oid> {
-    let name = CString::new(name).ok()?;
-    let m1 = table_named(&format!("m1_{pair}"));
-    // Safety: lookups in the catalogs; what they find is looked at before it is given back.
-    unsafe {
-        let names =
-            [c"bqx_ml".as_ptr(), name.as_ptr()].into_iter().fold(std::ptr::null_mut(), |names, part| {
-                pg_sys::lappend(names, pg_sys::makeString(pg_sys::pstrdup(part)).cast())
-            });
-        let ends = [pg_sys::TIMESTAMPTZOID; 2];
-        let function = pg_sys::LookupFuncName(names, 2, ends.as_ptr(), true);
-        if function == pg_sys::Oid::INVALID || m1 == pg_sys::Oid::INVALID {
-            return None;
-        }
-        let found = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::PROCOID as i32, function.into());
-        if found.is_null() {
-            return None;
-        }
-        let form = &*pg_sys::GETSTRUCT(found).cast::<pg_sys::FormData_pg_proc>();
-        let is_trusted = pg_sys::superuser_arg(form.proowner) || form.proowner == owner_of(m1);
-        let is_such =
-            form.prolang == SQL_LANGUAGE && form.proretset && form.prorettype == rows && !form.prosecdef;
-        pg_sys::ReleaseSysCache(found);
-        (is_trusted && is_such).then_some(function)
-    }
 }

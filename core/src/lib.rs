@@ -15,6 +15,7 @@
 //! | [`moving_sums`] | exact sums of a frame that is not known beforehand |
 //! | [`scatter`] | quadratic regression with any x |
 //! | [`window_aggregate`], [`quadratic_aggregate`], [`scatter_aggregate`] | the same metrics as states that values are added to and taken from |
+//! | [`correlation`] | how many columns go with one |
 //! | [`calendar`] | UTC months |
 //! | [`changed_ranges`] | where a series changed, and which rows that affects |
 //! | [`bar_file`] | vendors' one-minute bar files |
@@ -29,6 +30,7 @@ pub mod bar_file;
 pub mod calendar;
 pub mod changed_ranges;
 pub mod columns;
+pub mod correlation;
 pub mod extrema;
 pub mod fixed;
 pub mod frame_rows;

@@ -51,6 +51,9 @@ fn used() -> &'static Db<'static> {
                 // noted for refresh, and no change in the end
                 "UPDATE bqx.m1_eurtry SET close = close * 2 WHERE time = (SELECT max(time) FROM bqx.m1_eurtry)",
                 "UPDATE bqx.m1_eurtry SET close = close / 2 WHERE time = (SELECT max(time) FROM bqx.m1_eurtry)",
+                "CALL bqx.create_features('{eurusd}', materialized => true)",
+                "CALL bqx.create_related('eurusd')",
+                "CALL bqx.create_targets('{eurusd}')",
                 "CALL bqx.set_baselines('2024-07-01', '{dax40}')",
                 "GRANT CREATE ON SCHEMA bqx TO dump_trader",
                 "ALTER TABLE bqx.m1_dax40 OWNER TO dump_trader",
@@ -111,7 +114,7 @@ fn contents(session: &mut Client) -> BTreeSet<String> {
                    FROM pg_constraint AS k WHERE k.conrelid = c.oid) \
            FROM pg_class AS c WHERE c.relnamespace = 'bqx'::regnamespace AND c.relkind IN ('r', 'p') ORDER BY 1",
     );
-    let with_rows = |table: String| {
+    let with_rows = |session: &mut Client, table: String| {
         let name = table.split('|').next().unwrap().to_owned();
         // CREATE EXTENSION makes the builtin rows, and its time is theirs
         let filter = if name == "bqx.pairs" { "WHERE NOT builtin" } else { "" };
@@ -119,7 +122,19 @@ fn contents(session: &mut Client) -> BTreeSet<String> {
         let rows = row(session, &query);
         format!("{table} {rows}")
     };
-    tables.into_iter().map(with_rows).collect()
+    let mut contents: BTreeSet<String> = tables.into_iter().map(|table| with_rows(session, table)).collect();
+    let for_training = rows(
+        session,
+        "SELECT c.oid::regclass::text, c.relkind, obj_description(c.oid, 'pg_class'), pg_get_viewdef(c.oid), \
+                (SELECT string_agg(pg_get_indexdef(i.indexrelid), ' ') FROM pg_index AS i WHERE i.indrelid = c.oid) \
+           FROM pg_class AS c WHERE c.relnamespace = 'bqx_ml'::regnamespace AND c.relkind IN ('v', 'm') \
+          UNION ALL \
+         SELECT p.oid::regprocedure::text, p.prokind, obj_description(p.oid, 'pg_proc'), pg_get_functiondef(p.oid), NULL \
+           FROM pg_proc AS p WHERE p.pronamespace = 'bqx_ml'::regnamespace AND p.proname ~ '_eurusd$'",
+    );
+    assert_eq!(for_training.len(), 5, "three views, two functions");
+    contents.extend(for_training);
+    contents
 }
 
 /// The restored database is as the dumped one was, and the work goes on in it.
@@ -164,6 +179,15 @@ fn assert_restored(name: &str) {
             .map(|(a, b)| a == b),
         Some(true)
     );
+
+    // What is for training can be read, and is still ours.
+    run(&mut session, "CALL bqx.create_features('{eurusd}', materialized => true)");
+    let usage = "SELECT has_schema_privilege('dump_trader', 'bqx_ml', 'USAGE'), has_schema_privilege('dump_trader', 'bqx_ml', 'CREATE')";
+    assert_eq!(row(&mut session, usage), "t|f");
+    let features = "SELECT count(*) = (SELECT count(*) FROM bqx.m1_eurusd), count(w630_reg_r2) > 0 FROM bqx_ml.features_eurusd";
+    assert_eq!(row(&mut session, features), "t|t");
+    let plan = rows(&mut session, "EXPLAIN SELECT * FROM bqx_ml.related('eurusd', NULL, NULL)").join("\n");
+    assert!(!plan.contains("Function Scan"), "{plan}");
 
     // Triggers work, in replica sessions, too; so do rejects and new pairs.
     run_each(

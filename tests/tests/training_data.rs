@@ -159,11 +159,24 @@ fn views_are_made_once_anew_and_never_over_others() {
     run(&mut session, "CALL bqx.refresh_features()");
     assert_eq!(notices.take(), ["NOTICE: bqx_ml.features_eurusd: refreshed"]);
     assert_eq!(row(&mut session, "SELECT count(*) FROM bqx_ml.features_eurusd"), "3169");
-    // Another column makes it another relation.
-    run(&mut session, "ALTER TABLE bqx.bqx_eurusd ADD COLUMN w20_bqx_return double precision");
+    // Another column makes it another relation; who may read it stays.
+    run(
+        &mut session,
+        "DO $$ BEGIN IF to_regrole('ml_reader') IS NULL THEN CREATE ROLE ml_reader LOGIN; END IF; END $$",
+    );
+    run_each(
+        &mut session,
+        &[
+            "GRANT SELECT ON bqx_ml.features_eurusd TO ml_reader WITH GRANT OPTION",
+            "GRANT SELECT ON bqx_ml.features_eurusd TO PUBLIC",
+            "ALTER TABLE bqx.bqx_eurusd ADD COLUMN w20_bqx_return double precision",
+        ],
+    );
     run(&mut session, "CALL bqx.create_features('{eurusd}')");
     assert_eq!(notices.take(), ["NOTICE: bqx_ml.features_eurusd: made anew"]);
     run(&mut session, "SELECT w20_bqx_return FROM bqx_ml.features_eurusd LIMIT 1");
+    let acl = "SELECT string_agg(a::text, ' ' ORDER BY a::text) FROM pg_class, unnest(relacl) AS a WHERE oid = 'bqx_ml.features_eurusd'::regclass";
+    assert_eq!(row(&mut session, acl), "=r/postgres ml_reader=r*/postgres postgres=arwdDxt/postgres");
 
     run(&mut session, "CREATE VIEW bqx_ml.features_gbpusd AS SELECT 1 AS mine");
     let error = error_of(&mut session, "CALL bqx.create_features('{gbpusd}')");
@@ -281,7 +294,20 @@ fn related_pairs_stand_side_by_side() {
     );
     assert_eq!(row(&mut session, &format!("{names} 'bqx_ml.related_eurusd'::regclass")), "482|37");
     assert_eq!(error_of(&mut session, "CALL bqx.create_related('usdxxx')").code, "22023");
+    // A view over the pair's function goes with the table, too.
+    run(
+        &mut session,
+        "CREATE VIEW bqx_ml.over_function AS SELECT ts_utc FROM bqx_ml.related_eurusd(NULL, NULL)",
+    );
+    let error = error_of(&mut session, "CALL bqx.drop_tables('{bqx}', '{eurgbp}')");
+    assert!(error.detail.contains("view bqx_ml.over_function (of bqx.bqx_eurgbp)"), "{error:?}");
     assert_eq!(error_of(&mut session, "SELECT * FROM bqx_ml.related('nzdcad', NULL, NULL)").code, "42P01");
+    run_each(&mut session, &["CALL bqx.create_m1('{nzdcad}', '2024-07-01', '2024-07-01')"]);
+    assert_eq!(
+        row(&mut session, "SELECT count(DISTINCT pair) FROM bqx_ml.features(NULL, NULL, NULL)"),
+        "3",
+        "those with both tables"
+    );
 }
 
 #[test]
@@ -354,12 +380,16 @@ fn training_sets_look_neither_ahead_nor_over_a_cut() {
         "WITH rows AS ({candidates}), cuts AS (SELECT min(ts_utc) FILTER (WHERE i >= round(0.8 * n)) AS validation, \
                                                    min(ts_utc) FILTER (WHERE i >= round(0.9 * n)) AS test FROM rows), \
               parts AS (SELECT ts_utc, CASE WHEN ts_utc + interval '61 min' < validation THEN 'train' \
-                     WHEN ts_utc >= validation + interval '120 min' AND ts_utc + interval '61 min' < test THEN 'validation' \
-                     WHEN ts_utc >= test + interval '120 min' THEN 'test' END AS split FROM rows CROSS JOIN cuts) \
+                     WHEN ts_utc >= validation + interval '120 min' AND ts_utc + interval '61 min' < test AND bars(ts_utc, validation) >= 60 THEN 'validation' \
+                     WHEN ts_utc >= test + interval '120 min' AND bars(ts_utc, test) >= 60 THEN 'test' END AS split FROM rows CROSS JOIN cuts) \
          SELECT p.ts_utc, p.split, f.w60_bqx_return, (f.rate_index - b.rate_index) / b.rate_index, b.w15_bqx_stdev_index, r.w390_reg_r2, m.close \
            FROM parts AS p JOIN bqx.bqx_eurusd AS b USING (ts_utc) JOIN bqx.reg_eurusd AS r USING (ts_utc) JOIN bqx.m1_eurusd AS m ON m.time = ts_utc \
            JOIN bqx.bqx_eurusd AS f ON f.ts_utc = p.ts_utc + interval '60 min' WHERE p.split IS NOT NULL"
     );
+    // As many bars as a target is about lie between a cut and the instant that it is of.
+    let bars = "CREATE FUNCTION bars(at timestamptz, cut timestamptz) RETURNS bigint LANGUAGE sql AS \
+                $$ SELECT count(*) FROM bqx.bqx_eurusd WHERE ts_utc >= cut AND ts_utc < at + interval '60 min' $$";
+    run(&mut session, bars);
     let found = format!(
         "SELECT ts_utc, split, target, forward_return, w15_bqx_stdev_index, w390_reg_r2, close FROM {}",
         set("60")
@@ -439,9 +469,58 @@ fn the_planner_sees_through_a_call_for_one_pair() {
         "PREPARE of_time (timestamptz) AS SELECT count(*) FROM bqx_ml.features('{eurusd}', $1, NULL)",
     );
     assert_eq!(row(&mut session, "EXECUTE of_time ('2024-09-30 23:00+00')"), "2");
+    // What it was made of has changed: it is no longer taken, until it is made again.
+    run_each(
+        &mut session,
+        &[
+            "CALL bqx.create_tables('{bqx}', '{eurjpy}', '2024-07-01', '2024-09-01')",
+            "INSERT INTO bqx.bqx_eurjpy (ts_utc, w15_bqx_return) VALUES ('2024-08-05 10:00+00', 7)",
+        ],
+    );
+    let beside = format!("SELECT sum(eurjpy_w15_bqx_return) FROM bqx_ml.{related}");
+    assert!(is_function(&mut session, &related));
+    assert_eq!(row(&mut session, &beside), "7");
+    run(&mut session, "CALL bqx.create_related('eurusd')");
+    assert!(!is_function(&mut session, &related));
+    assert_eq!(row(&mut session, &beside), "7");
+    run(&mut session, "ALTER TABLE bqx.reg_eurusd DROP COLUMN w60_reg_a CASCADE");
+    assert!(is_function(&mut session, &features), "with the column went the function");
+    run(&mut session, "CALL bqx.create_features('{eurusd}')");
+    assert!(!is_function(&mut session, &features));
     // With a table goes the function, and with it the plan.
     run(&mut session, "CALL bqx.drop_tables('{reg}', '{eurusd}', cascade => true)");
     assert_eq!(error_of(&mut session, &format!("SELECT count(*) FROM bqx_ml.{features}")).code, "42P01");
+}
+
+/// Views outlive the extension. The functions of one pair return a type of its, so they go; one call makes them again.
+#[test]
+fn views_outlive_the_extension() {
+    let (_db, mut session, notices) = filled("outlive");
+    run_each(
+        &mut session,
+        &[
+            "CALL bqx.create_features('{eurusd}')",
+            "CALL bqx.create_related('eurusd')",
+            "CALL bqx.create_targets('{eurusd}')",
+        ],
+    );
+    let sums = "SELECT (SELECT sum(w60_reg_r2) FROM bqx_ml.features_eurusd), (SELECT sum(target_w60_bqx_return) FROM bqx_ml.related_eurusd), \
+                       (SELECT sum(w60_bqx_return_h60) FROM bqx_ml.targets_eurusd)";
+    let before = row(&mut session, sums);
+    run(&mut session, "DROP EXTENSION bqx CASCADE");
+    assert_eq!(row(&mut session, sums), before);
+    assert_eq!(
+        row(&mut session, "SELECT count(*) FROM pg_proc WHERE pronamespace = 'bqx_ml'::regnamespace"),
+        "0"
+    );
+    run(&mut session, "CREATE EXTENSION bqx");
+    notices.take();
+    run_each(&mut session, &["CALL bqx.create_features('{eurusd}')", "CALL bqx.create_targets('{eurusd}')"]);
+    assert_eq!(
+        notices.take(),
+        ["NOTICE: bqx_ml.features_eurusd: was there", "NOTICE: bqx_ml.targets_eurusd: was there"]
+    );
+    assert_eq!(row(&mut session, "SELECT count(*) FROM bqx_ml.features('{eurusd}', NULL, NULL)"), "3168");
 }
 
 /// A function that somebody else puts there is not run as whoever asks for features.
@@ -463,9 +542,52 @@ fn strangers_functions_are_not_taken_for_ours() {
     let error = error_of(&mut session, "CALL bqx.create_features('{eurusd}')");
     assert_eq!(error.code, "42723");
     assert!(error.message.contains("exists already, and was not made by bqx"), "{error:?}");
+    // Even if it says that it is ours, and its owner is that of the bars.
     run_each(
         &mut session,
-        &["DROP OWNED BY ml_stranger", "DROP ROLE ml_stranger", "CALL bqx.create_features('{eurusd}')"],
+        &[
+            "CALL bqx.create_features('{gbpusd}')",
+            "ALTER TABLE bqx.m1_gbpusd OWNER TO ml_stranger",
+            "ALTER FUNCTION bqx_ml.features_gbpusd(timestamptz, timestamptz) OWNER TO ml_stranger",
+        ],
+    );
+    let explain = "EXPLAIN SELECT * FROM bqx_ml.features('{gbpusd}', NULL, NULL)";
+    assert!(rows(&mut session, explain).join("").contains("Function Scan"));
+    run(&mut session, "CALL bqx.create_features('{gbpusd}')");
+    assert!(
+        !rows(&mut session, explain).join("").contains("Function Scan"),
+        "it was made anew, as the caller's"
+    );
+    // What may not be called is not opened by the way.
+    run_each(
+        &mut session,
+        &[
+            "GRANT USAGE ON SCHEMA bqx_ml TO ml_stranger",
+            "GRANT SELECT ON ALL TABLES IN SCHEMA bqx TO ml_stranger",
+            "REVOKE EXECUTE ON FUNCTION bqx_ml.features_gbpusd(timestamptz, timestamptz) FROM PUBLIC",
+        ],
+    );
+    let mut stranger = db.connect_as("ml_stranger");
+    assert_eq!(row(&mut stranger, "SELECT count(*) FROM bqx_ml.features('{gbpusd}', NULL, NULL)"), "3168");
+    run_each(
+        &mut session,
+        &[
+            "GRANT EXECUTE ON FUNCTION bqx_ml.features_gbpusd(timestamptz, timestamptz) TO PUBLIC",
+            "REVOKE EXECUTE ON FUNCTION bqx_ml.features(text[], timestamptz, timestamptz) FROM PUBLIC",
+        ],
+    );
+    assert_eq!(
+        error_of(&mut stranger, "SELECT count(*) FROM bqx_ml.features('{gbpusd}', NULL, NULL)").code,
+        "42501"
+    );
+    run_each(
+        &mut session,
+        &[
+            "ALTER TABLE bqx.m1_gbpusd OWNER TO postgres",
+            "DROP OWNED BY ml_stranger",
+            "DROP ROLE ml_stranger",
+            "CALL bqx.create_features('{eurusd}')",
+        ],
     );
 }
 
@@ -475,8 +597,7 @@ fn functions_read_as_their_caller() {
     run_each(
         &mut session,
         &[
-            "DROP ROLE IF EXISTS ml_reader",
-            "CREATE ROLE ml_reader LOGIN",
+            "DO $$ BEGIN IF to_regrole('ml_reader') IS NULL THEN CREATE ROLE ml_reader LOGIN; END IF; END $$",
             "GRANT SELECT ON bqx.m1_eurusd, bqx.bqx_eurusd TO ml_reader",
             "CALL bqx.create_features('{eurusd}')",
             "GRANT SELECT ON bqx_ml.features_eurusd TO ml_reader",
@@ -494,4 +615,69 @@ fn functions_read_as_their_caller() {
     let error =
         attempt(&mut reader, "CALL bqx.create_targets('{eurusd}')").expect_err("no right to make views");
     assert_eq!(error.code, "42501");
+}
+
+/// Against PostgreSQL's own corr(), of values and of ranks.
+#[test]
+fn correlations_are_those_of_every_feature_by_itself() {
+    let (_db, mut session, notices) = filled("correlations");
+    run_each(
+        &mut session,
+        &[
+            "UPDATE bqx.m1_eurusd SET open = close - 0.001, high = 7, volume = round(volume / 100)",
+            "DELETE FROM bqx.m1_eurusd WHERE time = '2024-08-05 12:00+00'",
+            "CALL bqx.refresh('{eurusd}')",
+        ],
+    );
+    notices.take();
+    run(&mut session, "CALL bqx.compute_correlations('{eurusd}', horizon => 90)");
+    assert_eq!(
+        notices.take(),
+        ["NOTICE: eurusd: 3 month(s) correlated with w60_bqx_return 90 minutes later"]
+    );
+    let all = "SELECT count(*), count(DISTINCT feature), count(DISTINCT month), min(target), min(horizon) FROM bqx_ml.correlations WHERE pair = 'eurusd'";
+    assert_eq!(row(&mut session, all), "288|96|3|w60_bqx_return|90", "all but low, of which there is none");
+    for (feature, month) in [
+        ("close", "2024-08-01"),
+        ("open", "2024-08-01"),
+        ("volume", "2024-07-01"),
+        ("w15_bqx_return", "2024-07-01"),
+        ("agg_bqx_volatility", "2024-08-01"),
+        ("w630_reg_r2", "2024-09-01"),
+        ("high", "2024-09-01"),
+        ("low", "2024-09-01"),
+    ] {
+        let expected = format!(
+            "WITH rows AS (SELECT f.{feature} AS x, l.w60_bqx_return AS y FROM bqx_ml.features('{{eurusd}}', NULL, NULL) AS f \
+                             JOIN bqx.bqx_eurusd AS l ON l.ts_utc = f.ts_utc + interval '90 min' \
+                            WHERE date_trunc('month', f.ts_utc AT TIME ZONE 'UTC') = '{month}' AND f.{feature} IS NOT NULL \
+                              AND l.w60_bqx_return IS NOT NULL), \
+                  ranks AS (SELECT x, y, rank() OVER (ORDER BY x) + (count(*) OVER (PARTITION BY x) - 1) / 2.0 AS rx, \
+                                   rank() OVER (ORDER BY y) + (count(*) OVER (PARTITION BY y) - 1) / 2.0 AS ry FROM rows) \
+             SELECT count(*) AS n, corr(x, y) AS pearson, corr(rx, ry) AS spearman FROM ranks"
+        );
+        let same = format!(
+            "SELECT e.n = coalesce(f.n, 0), abs(e.pearson - f.pearson) < 1e-9, abs(e.spearman - f.spearman) < 1e-12 FROM ({expected}) AS e \
+               LEFT JOIN bqx_ml.correlations AS f ON f.pair = 'eurusd' AND f.month = '{month}' AND f.feature = '{feature}'"
+        );
+        let expected = if ["high", "low"].contains(&feature) { "t|NULL|NULL" } else { "t|t|t" };
+        assert_eq!(row(&mut session, &same), expected, "{feature} {month}");
+    }
+    // Again: the same rows, not more. Other horizons stand beside them.
+    run_each(
+        &mut session,
+        &[
+            "CALL bqx.compute_correlations('{eurusd}', '2024-08-15', '2024-08-20', horizon => 90)",
+            "CALL bqx.compute_correlations('{eurusd}', '2024-08-15', '2024-08-20', width => 15)",
+        ],
+    );
+    assert_eq!(row(&mut session, "SELECT count(*) FROM bqx_ml.correlations"), "384");
+    for (call, code) in [
+        ("CALL bqx.compute_correlations('{eurusd}', width => 61)", "22023"),
+        ("CALL bqx.compute_correlations('{eurusd}', horizon => 0)", "22023"),
+        ("CALL bqx.compute_correlations('{usdcad}')", "42P01"),
+        ("CALL bqx.compute_correlations('{eurusd}', '2024-09-01', '2024-08-01')", "22023"),
+    ] {
+        assert_eq!(error_of(&mut session, call).code, code, "{call}");
+    }
 }

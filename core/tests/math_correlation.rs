@@ -1,0 +1,120 @@
+//! Correlations against their definitions in rational arithmetic, and against ranks counted one by one.
+
+mod math_support;
+
+use bqx_core::correlation::{Correlation, Reference, pearson};
+use bqx_core::rounding::nearest_ratio;
+use math_support::{Rational, exact};
+use num_traits::{Signed, Zero};
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
+
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        cases: 200,
+        rng_seed: RngSeed::Fixed(11),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+/// The square of Pearson's correlation, with its sign; `None` if one does not vary.
+fn signed_square(x: &[Rational], y: &[Rational]) -> Option<Rational> {
+    if x.is_empty() {
+        return None;
+    }
+    let n = Rational::from_integer(x.len().into());
+    let mean = |values: &[Rational]| values.iter().sum::<Rational>() / &n;
+    let (mx, my) = (mean(x), mean(y));
+    let sum = |a: &[Rational], ma: &Rational, b: &[Rational], mb: &Rational| -> Rational {
+        a.iter().zip(b).map(|(a, b)| (a - ma) * (b - mb)).sum()
+    };
+    let (xx, xy, yy) = (sum(x, &mx, x, &mx), sum(x, &mx, y, &my), sum(y, &my, y, &my));
+    (!xx.is_zero() && !yy.is_zero()).then(|| &xy * xy.abs() / (xx * yy))
+}
+
+/// The correlation itself, to about a double's precision.
+fn reference(x: &[Rational], y: &[Rational]) -> Option<f64> {
+    let square = signed_square(x, y)?;
+    let square = nearest_ratio(square.numer(), square.denom(), 0);
+    Some(square.abs().sqrt().copysign(square))
+}
+
+/// Ranks by counting who is smaller, and half of the equal ones.
+fn ranks(values: &[f64]) -> Vec<Rational> {
+    let rank = |value: &f64| {
+        let smaller = values.iter().filter(|other| *other < value).count();
+        let equal = values.iter().filter(|other| *other == value).count();
+        Rational::new((2 * smaller + equal + 1).into(), 2.into())
+    };
+    values.iter().map(rank).collect()
+}
+
+fn is_close(found: Option<f64>, expected: Option<f64>, tolerance: f64) -> bool {
+    match (found, expected) {
+        (Some(found), Some(expected)) => (found - expected).abs() <= tolerance && found.abs() <= 1.0,
+        (found, expected) => found.is_none() && expected.is_none(),
+    }
+}
+
+/// Prices around a level with some decimals, a few alike; now and then something else.
+fn values() -> impl Strategy<Value = Vec<(f64, f64)>> {
+    let price = |level: f64| prop_oneof![8 => (0..400i32).prop_map(move |i| level + f64::from(i) / 1e4), 1 => Just(level)];
+    let any_size = any::<f64>().prop_filter("finite", |value| value.is_finite());
+    let pair = prop_oneof![
+        9 => (price(100.0), price(-1.25)),
+        1 => (any_size, price(0.0)),
+    ];
+    prop_oneof![
+        prop::collection::vec((price(100.0), price(-1.25)), 0..60),
+        prop::collection::vec((price(1e6), price(1e-3)), 0..60),
+        prop::collection::vec(pair, 0..20),
+    ]
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn correlations_follow_their_definitions(rows in values()) {
+        let (x, y): (Vec<f64>, Vec<f64>) = rows.into_iter().unzip();
+        let found = Reference::new(&y).unwrap().correlation(&x).unwrap();
+        prop_assert_eq!(found.n, x.len());
+        let rational = |values: &[f64]| values.iter().map(|&value| exact(value)).collect::<Vec<_>>();
+        let expected = reference(&rational(&x), &rational(&y));
+        prop_assert!(is_close(found.pearson, expected, 1e-13), "{:?} {:?}", found, expected);
+        let expected = reference(&ranks(&x), &ranks(&y));
+        prop_assert!(is_close(found.spearman, expected, 1e-15), "{:?} {:?}", found, expected);
+    }
+
+    /// Rows in which one is missing count for nothing, whichever it is.
+    #[test]
+    fn missing_values_leave_their_rows_out(rows in values(), missing in prop::collection::vec(0..6u8, 60)) {
+        let spoiled: Vec<(f64, f64)> = rows.iter().zip(&missing).map(|(&(x, y), kind)| match kind {
+            0 => (f64::NAN, y),
+            1 => (x, f64::INFINITY),
+            _ => (x, y),
+        }).collect();
+        let kept = rows.iter().zip(&missing).filter(|(_, kind)| **kind > 1).map(|(row, _)| *row);
+        let of = |rows: Vec<(f64, f64)>| -> Correlation {
+            let (x, y): (Vec<f64>, Vec<f64>) = rows.into_iter().unzip();
+            Reference::new(&y).unwrap().correlation(&x).unwrap()
+        };
+        prop_assert_eq!(of(spoiled), of(kept.collect()));
+    }
+}
+
+#[test]
+fn lines_and_constants() {
+    let x: Vec<f64> = (0..1000).map(f64::from).collect();
+    let line: Vec<f64> = x.iter().map(|x| 3.0 - 0.25 * x).collect();
+    let cubes: Vec<f64> = x.iter().map(|x| x.powi(3)).collect();
+    let of = |x: &[f64], y: &[f64]| Reference::new(y).unwrap().correlation(x).unwrap();
+    assert_eq!(of(&x, &line), Correlation { n: 1000, pearson: Some(-1.0), spearman: Some(-1.0) });
+    assert_eq!(of(&x, &cubes).spearman, Some(1.0), "they rise together");
+    assert!(of(&x, &cubes).pearson.unwrap() < 0.95);
+    assert_eq!(of(&x, &[7.0; 1000]), Correlation { n: 1000, pearson: None, spearman: None });
+    assert_eq!(of(&[], &[]), Correlation { n: 0, pearson: None, spearman: None });
+    assert_eq!(pearson(&[f64::MAX, f64::MIN, 0.0], &[1.0, -1.0, 0.0]), Some(1.0), "no overflow");
+    assert_eq!(pearson(&[5e-324, 0.0, 1e-300], &[0.0, 0.0, 1.0]), Some(1.0), "nor underflow");
+}
