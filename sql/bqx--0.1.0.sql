@@ -792,7 +792,7 @@ AS 'MODULE_PATHNAME', '_computed_rows_wrapper';
 -- src/correlations.rs
 -- bqx::correlations::_correlations
 
-CREATE FUNCTION bqx._correlations(query text, instants timestamp with time zone[])
+CREATE FUNCTION bqx._correlations(queries text[], instants timestamp with time zone[])
 RETURNS TABLE ("position" int, n bigint, pearson double precision, spearman double precision)
 LANGUAGE c STABLE STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', '_correlations_wrapper';
 /* </end connected objects> */
@@ -6902,6 +6902,23 @@ BEGIN
 END
 $$;
 
+-- The queries that _correlations takes for a pair's features, in the order of _feature_names, and for its targets, so many minutes before they stand.
+-- Parameters as of _targets_query.
+CREATE FUNCTION bqx._correlated_queries(pair text, horizon int, width int) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT array_agg(format('SELECT r.at, %s FROM %s AS r ORDER BY r.at',
+                            (SELECT string_agg(format('r.%I', n), ', ' ORDER BY i) FROM unnest(names) WITH ORDINALITY AS u (n, i)),
+                            bqx._rows_by_time(rel, time_column, names, '$1', '$2')) ORDER BY ordinal)
+        || format('SELECT r.at - %L::interval, r.%I FROM %s AS r ORDER BY r.at', make_interval(mins => horizon), target,
+                  bqx._rows_by_time(bqx._derived_table('bqx', pair), 'ts_utc', ARRAY[target], '$3', '$4'))
+      FROM (VALUES (1, bqx._m1_table(pair), 'time', bqx._bar_columns()),
+                   (2, bqx._derived_table('bqx', pair), 'ts_utc', bqx._metric_names('bqx')),
+                   (3, bqx._derived_table('reg', pair), 'ts_utc', bqx._metric_names('reg'))) AS s (ordinal, rel, time_column, names)
+     CROSS JOIN (SELECT format('w%s_bqx_return', width)) AS t (target)
+     GROUP BY target
+$$;
+
 -- Computes one pair's month anew. Targets may lie in the next month.
 CREATE FUNCTION bqx._correlate_month(pair text, month date, horizon int, width int) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
@@ -6910,16 +6927,13 @@ AS $$
 DECLARE
     bounds timestamptz[] := bqx._target_bounds(bqx._month_start($2), bqx._month_start(bqx._next_month($2)), $3);
     target_name text := format('w%s_bqx_return', $4);
-    query text := format('SELECT %s, t.target FROM (%s) AS f JOIN (%s) AS t ON t.at = f.ts_utc',
-        (SELECT string_agg(format('f.%I', n), ', ' ORDER BY i) FROM unnest(bqx._feature_names()) WITH ORDINALITY AS u (n, i)),
-        bqx._features_query($1, bqx._metric_names('bqx'), bqx._metric_names('reg'), '$1', '$2'), bqx._targets_query($1, $3, $4));
     done bigint;
 BEGIN
     bounds[4] := bounds[2] + make_interval(mins => $3);
     DELETE FROM bqx_ml.correlations AS c WHERE c.pair = $1 AND c.month = $2 AND c.target = target_name AND c.horizon = $3;
     INSERT INTO bqx_ml.correlations (pair, month, feature, target, horizon, n, pearson, spearman)
     SELECT $1, $2, (bqx._feature_names())[c.position], target_name, $3, c.n, c.pearson, c.spearman
-      FROM bqx._correlations(query, bounds) AS c WHERE c.n > 0;
+      FROM bqx._correlations(bqx._correlated_queries($1, $3, $4), bounds) AS c WHERE c.n > 0;
     GET DIAGNOSTICS done = ROW_COUNT;
     RETURN done;
 END

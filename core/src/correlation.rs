@@ -20,37 +20,28 @@ pub struct Correlation {
 #[derive(Clone, Debug)]
 pub struct Reference<'a> {
     values: &'a [f64],
-    /// Of the rows where it has a value, if it has one everywhere.
-    complete: Option<Ranks>,
+    /// If it has a value in every row.
+    complete: Option<Sample>,
 }
-
-/// The ranks of values, doubled: equal values share the mean of theirs, which may end in one half.
-type Ranks = Vec<u64>;
 
 impl<'a> Reference<'a> {
     /// # Errors
-    /// If there is no memory for the ranks of as many values.
+    /// If there is no memory for what is to be known of as many values.
     pub fn new(values: &'a [f64]) -> Result<Self, TryReserveError> {
-        let is_complete = values.iter().all(|value| value.is_finite());
-        let complete = if is_complete { Some(doubled_ranks(values)?) } else { None };
-        Ok(Reference { values, complete })
+        Ok(Reference { values, complete: if is_complete(values) { Some(Sample::of(values)?) } else { None } })
     }
 
     /// Compares a column with this one, row by row.
     ///
     /// # Errors
-    /// If there is no memory for the ranks of as many values.
+    /// If there is no memory for what is to be known of as many values.
     ///
     /// # Panics
     /// If they have not the same number of rows.
     pub fn correlation(&self, values: &[f64]) -> Result<Correlation, TryReserveError> {
         assert_eq!(values.len(), self.values.len(), "columns of one table");
-        if let Some(ranks) = self.complete.as_ref().filter(|_| values.iter().all(|value| value.is_finite())) {
-            return Ok(Correlation {
-                n: values.len(),
-                pearson: pearson(values, self.values),
-                spearman: correlation_of_ranks(&doubled_ranks(values)?, ranks),
-            });
+        if let Some(reference) = self.complete.as_ref().filter(|_| is_complete(values)) {
+            return Ok(Sample::of(values)?.correlation(reference));
         }
         let (mut x, mut y) = (Vec::new(), Vec::new());
         x.try_reserve_exact(values.len())?;
@@ -59,11 +50,41 @@ impl<'a> Reference<'a> {
             x.push(a);
             y.push(b);
         }
-        Ok(Correlation {
-            n: x.len(),
-            pearson: pearson(&x, &y),
-            spearman: correlation_of_ranks(&doubled_ranks(&x)?, &doubled_ranks(&y)?),
-        })
+        Ok(Sample::of(&x)?.correlation(&Sample::of(&y)?))
+    }
+}
+
+fn is_complete(values: &[f64]) -> bool {
+    values.iter().all(|value| value.is_finite())
+}
+
+/// What correlations are made of, of finite values.
+#[derive(Clone, Debug)]
+struct Sample {
+    /// Around their mean, scaled so that no square overflows or vanishes, and the sum of their squares; `None` if they do not vary.
+    deviations: Option<(Vec<f64>, f64)>,
+    ranks: Ranks,
+}
+
+/// The ranks of values, doubled: equal values share the mean of theirs, which may end in one half.
+type Ranks = Vec<u64>;
+
+impl Sample {
+    fn of(values: &[f64]) -> Result<Self, TryReserveError> {
+        Ok(Sample { deviations: deviations(values)?, ranks: doubled_ranks(values)? })
+    }
+
+    fn correlation(&self, other: &Sample) -> Correlation {
+        let pearson = self.deviations.as_ref().zip(other.deviations.as_ref());
+        Correlation {
+            n: self.ranks.len(),
+            pearson: pearson.map(|((x, xx), (y, yy))| {
+                let mut xy = Compensated::default();
+                x.iter().zip(y).for_each(|(x, y)| xy.add(x * y));
+                (xy.value() / (xx * yy).sqrt()).clamp(-1.0, 1.0)
+            }),
+            spearman: correlation_of_ranks(&self.ranks, &other.ranks),
+        }
     }
 }
 
@@ -87,46 +108,27 @@ impl Compensated {
     }
 }
 
-/// Values around their mean, scaled so that no square overflows or vanishes.
-struct Centred<'a> {
-    values: &'a [f64],
-    mean: f64,
-    scale: f64,
-}
-
-impl<'a> Centred<'a> {
-    /// `None` if they do not vary.
-    fn new(values: &'a [f64]) -> Option<Self> {
-        let first = *values.first()?;
-        if values.iter().all(|&value| value == first) {
-            return None;
-        }
-        // Halves: the difference of two doubles may be beyond the greatest.
-        let half = |value: f64| value / 2.0 - first / 2.0;
-        let mut sum = Compensated::default();
-        values.iter().for_each(|&value| sum.add(half(value) / values.len() as f64));
-        let mean = sum.value();
-        let reach = values.iter().map(|&value| (half(value) - mean).abs()).fold(0.0, f64::max);
-        (reach > 0.0).then_some(Centred { values, mean, scale: reach })
+fn deviations(values: &[f64]) -> Result<Option<(Vec<f64>, f64)>, TryReserveError> {
+    let Some(&first) = values.first() else { return Ok(None) };
+    // Halves: the difference of two doubles may be beyond the greatest.
+    let half = |value: f64| value / 2.0 - first / 2.0;
+    let mut mean = Compensated::default();
+    values.iter().for_each(|&value| mean.add(half(value) / values.len() as f64));
+    let mean = mean.value();
+    let (least, greatest) = values.iter().fold((first, first), |(a, b), &value| (a.min(value), b.max(value)));
+    let reach = (half(greatest) - mean).max(mean - half(least));
+    if least == greatest || reach <= 0.0 {
+        return Ok(None);
     }
-
-    #[inline]
-    fn get(&self, i: usize) -> f64 {
-        ((self.values[i] / 2.0 - self.values[0] / 2.0) - self.mean) / self.scale
+    let mut deviations = Vec::new();
+    deviations.try_reserve_exact(values.len())?;
+    let mut squares = Compensated::default();
+    for &value in values {
+        let deviation = (half(value) - mean) / reach;
+        squares.add(deviation * deviation);
+        deviations.push(deviation);
     }
-}
-
-/// Pearson's correlation of finite values, to some units in the last place; `None` if one of them does not vary.
-pub fn pearson(x: &[f64], y: &[f64]) -> Option<f64> {
-    let (a, b) = (Centred::new(x)?, Centred::new(y)?);
-    let [mut xx, mut xy, mut yy] = [Compensated::default(); 3];
-    for i in 0..x.len() {
-        let (dx, dy) = (a.get(i), b.get(i));
-        xx.add(dx * dx);
-        xy.add(dx * dy);
-        yy.add(dy * dy);
-    }
-    Some((xy.value() / (xx.value() * yy.value()).sqrt()).clamp(-1.0, 1.0))
+    Ok(Some((deviations, squares.value())))
 }
 
 /// A number whose order among integers is that of the values.
