@@ -104,6 +104,23 @@ proptest! {
     }
 }
 
+/// So many values that they are sorted another way: ranks are still those counted one by one.
+#[test]
+fn many_values_are_ranked_alike() {
+    // two of Knuth's multipliers: any numbers, and some that often are the same
+    let mixed = |i: u64| {
+        i.wrapping_mul(6_364_136_223_846_793_005).rotate_left(29).wrapping_mul(1_442_695_040_888_963_407)
+    };
+    let x: Vec<f64> = (0..5_000).map(|i| (mixed(i) % 1_800) as f64 / 7.0 - 128.0).collect();
+    let y: Vec<f64> = (0..5_000).map(|i| f64::from_bits(mixed(i))).collect();
+    let y: Vec<f64> = y.into_iter().map(|y| if y.is_finite() { y } else { -0.0 }).collect();
+    for (x, y) in [(&x, &y), (&y, &x), (&x, &x)] {
+        let found = Reference::new(y).unwrap().correlation(x).unwrap();
+        let expected = reference(&ranks(x), &ranks(y));
+        assert!(is_close(found.spearman, expected, 1e-15), "{found:?} {expected:?}");
+    }
+}
+
 #[test]
 fn lines_and_constants() {
     let x: Vec<f64> = (0..1000).map(f64::from).collect();
