@@ -46,6 +46,9 @@ unsafe fn call_of_one_pair(call: &pg_sys::FuncExpr) -> Option<*mut pg_sys::FuncE
         if !is_range {
             return None; // an error that the function itself raises
         }
+        if !pg_sys::ActiveSnapshotSet() {
+            return None; // nothing can be asked
+        }
         let question = "SELECT bqx._function_of_pair($1, $2)";
         let function = one_value::<pg_sys::Oid>(question, &[call.funcid.into(), pair.into()])?;
         let ends = pg_sys::list_copy_tail(call.args, 1);
