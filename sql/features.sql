@@ -71,9 +71,9 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT format(
         'SELECT m.at AS time, m.at AS ts_utc%s FROM %s AS m LEFT JOIN %s AS b ON b.at = m.at LEFT JOIN %s AS r ON r.at = m.at%s',
-        (SELECT string_agg(format(', m.%I', n), '' ORDER BY i) FROM unnest(bqx._bar_columns()) WITH ORDINALITY AS u (n, i))
-            || (SELECT string_agg(format(', b.%I', n), '' ORDER BY i) FROM unnest(bqx_names) WITH ORDINALITY AS u (n, i))
-            || (SELECT string_agg(format(', r.%I', n), '' ORDER BY i) FROM unnest(reg_names) WITH ORDINALITY AS u (n, i)),
+        (SELECT string_agg(format(', %s.%I', alias, n), '' ORDER BY alias <> 'm', alias, i)
+           FROM (VALUES ('m', bqx._bar_columns()), ('b', bqx_names), ('r', reg_names)) AS s (alias, names)
+          CROSS JOIN LATERAL unnest(names) WITH ORDINALITY AS u (n, i)),
         bqx._rows_by_time(bqx._m1_table(pair), 'time', bqx._bar_columns(), from_ts, to_ts),
         bqx._rows_by_time(bqx._derived_table('bqx', pair), 'ts_utc', bqx_names, from_ts, to_ts),
         bqx._rows_by_time(bqx._derived_table('reg', pair), 'ts_utc', reg_names, from_ts, to_ts),

@@ -198,6 +198,30 @@ fn views_are_made_once_anew_and_never_over_others() {
     );
 }
 
+/// A derived table need not have any metric.
+#[test]
+fn tables_without_metrics_add_no_columns() {
+    let (_db, mut session, _) = filled("no_metrics");
+    run_each(
+        &mut session,
+        &[
+            "CREATE TABLE bqx.m1_usdcad AS SELECT time, close, rate_index FROM bqx.m1_eurusd LIMIT 10",
+            "CREATE TABLE bqx.bqx_usdcad (ts_utc timestamptz PRIMARY KEY)",
+            "CREATE TABLE bqx.reg_usdcad (ts_utc timestamptz PRIMARY KEY, w60_reg_a double precision)",
+            "CALL bqx.create_features('{usdcad}')",
+        ],
+    );
+    let seen = "SELECT count(*), count(close), count(open), count(w60_reg_a) FROM bqx_ml.features_usdcad";
+    assert_eq!(row(&mut session, seen), "10|10|0|0");
+    assert_eq!(
+        row(
+            &mut session,
+            "SELECT count(*), count(w60_bqx_return) FROM bqx_ml.features('{usdcad}', NULL, NULL)"
+        ),
+        "10|0"
+    );
+}
+
 #[test]
 fn dropped_tables_take_the_views_along_and_say_how_to_make_them_again() {
     let (_db, mut session, notices) = filled("dropped");
