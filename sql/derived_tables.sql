@@ -151,6 +151,11 @@ AS $$
      WHERE c.oid = rel AND c.relkind IN ('v', 'm') AND c.relnamespace = to_regnamespace('bqx_ml')
 $$;
 
+-- What SQL calls a view of this pg_class.relkind.
+CREATE FUNCTION bqx._view_kind(relkind "char") RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT CASE relkind WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END $$;
+
 -- What depends on a table or its partitions and would go with it: views (views of views, too), materialized
 -- views, functions whose bodies PostgreSQL knows, and foreign keys; with the statement that makes each again.
 CREATE FUNCTION bqx._dependents(rel regclass) RETURNS TABLE (description text, definition text)
@@ -165,9 +170,9 @@ AS $$
                              AND d.classid IN ('pg_rewrite'::regclass, 'pg_proc'::regclass)
           LEFT JOIN pg_rewrite AS r ON r.oid = d.objid AND d.classid = 'pg_rewrite'::regclass
     )
-    SELECT format('%s %s', CASE c.relkind WHEN 'm' THEN 'materialized view' ELSE 'view' END, c.oid::regclass),
+    SELECT format('%s %s', lower(bqx._view_kind(c.relkind)), c.oid::regclass),
            coalesce(bqx._made_by(c.oid),
-                    format('CREATE %s %s AS %s', CASE c.relkind WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END,
+                    format('CREATE %s %s AS %s', bqx._view_kind(c.relkind),
                            c.oid::regclass, pg_get_viewdef(c.oid)))
       FROM going AS g JOIN pg_class AS c ON c.oid = g.objid AND g.classid = 'pg_class'::regclass
      WHERE c.relkind IN ('v', 'm')

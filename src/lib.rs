@@ -175,10 +175,11 @@ extension_sql_file!(
     ]
 );
 extension_sql_file!("../sql/completion_report.sql", name = "completion_report", requires = ["verify"]);
+extension_sql_file!("../sql/training_views.sql", name = "training_views", requires = ["completion_report"]);
 extension_sql_file!(
     "../sql/features.sql",
     name = "features",
-    requires = ["completion_report", one_pair::_of_one_pair]
+    requires = ["training_views", one_pair::_of_one_pair]
 );
 extension_sql_file!("../sql/related.sql", name = "related", requires = ["features"]);
 extension_sql_file!("../sql/targets.sql", name = "targets", requires = ["related"]);

@@ -120,6 +120,7 @@ impl Compensated {
     }
 }
 
+/// See [`Sample`]. Sums are compensated, so what is rounded is each deviation and each product, once.
 fn deviations(values: &[f64]) -> Result<Option<(Vec<f64>, f64)>, TryReserveError> {
     let Some(&first) = values.first() else { return Ok(None) };
     // Halves: the difference of two doubles may be beyond the greatest.

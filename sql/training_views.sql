@@ -1,0 +1,117 @@
+-- How views and functions of one pair come into bqx_ml, are known again, and are taken by the planner. They are the caller's, not the
+-- extension's.
+
+-- What the comment of something in bqx_ml says, so that it can be told what it was made from, and by which call.
+CREATE FUNCTION bqx._ml_comment(description text, query text, call text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT format('%s (query %s). Made by %s', description, md5(query), call) $$;
+
+CREATE FUNCTION bqx._is_made_of(comment text, query text) RETURNS boolean
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT coalesce(bqx._call_in(comment) IS NOT NULL AND strpos(comment, format(' (query %s). ', md5(query))) > 0, false) $$;
+
+-- Gives a relation the rights that its predecessor's ACL has, but for its owner's.
+CREATE FUNCTION bqx._grant_as_before(rel regclass, acl aclitem[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    had record;
+BEGIN
+    FOR had IN
+        SELECT a.privilege_type, a.is_grantable, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS grantee
+          FROM aclexplode(acl) AS a WHERE a.grantee <> (SELECT c.relowner FROM pg_class AS c WHERE c.oid = rel)
+    LOOP
+        EXECUTE format('GRANT %s ON %s TO %s%s', had.privilege_type, rel, had.grantee,
+                       CASE WHEN had.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+    END LOOP;
+END
+$$;
+
+-- Makes a view in bqx_ml, anew if there is one of ours that is another query's, or of the other kind. Returns what it did.
+CREATE FUNCTION bqx._make_ml_view(view_name text, materialized boolean, query text, description text, call text) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    kind text := CASE WHEN materialized THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END;
+    existing record;
+BEGIN
+    SELECT c.oid::regclass AS rel, c.relacl, bqx._view_kind(c.relkind) AS kind,
+           obj_description(c.oid, 'pg_class') AS comment
+      INTO existing FROM pg_class AS c WHERE c.oid = to_regclass(format('bqx_ml.%I', view_name));
+    IF existing.rel IS NOT NULL AND bqx._made_by(existing.rel) IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'duplicate_table',
+            MESSAGE = format('relation %s exists already, and was not made by bqx', existing.rel),
+            HINT = 'Rename it or drop it, then call again.';
+    END IF;
+    IF existing.kind = kind AND bqx._is_made_of(existing.comment, query) THEN
+        RETURN 'was there';
+    END IF;
+    IF existing.rel IS NOT NULL THEN
+        EXECUTE format('DROP %s %s', existing.kind, existing.rel);
+    END IF;
+    EXECUTE format('CREATE %s bqx_ml.%I AS %s', kind, view_name, query);
+    EXECUTE format('COMMENT ON %s bqx_ml.%I IS %L', kind, view_name, bqx._ml_comment(description, query, call));
+    IF materialized THEN
+        EXECUTE format('CREATE UNIQUE INDEX ON bqx_ml.%I (ts_utc)', view_name);
+    END IF;
+    PERFORM bqx._grant_as_before(to_regclass(format('bqx_ml.%I', view_name)), existing.relacl);
+    RETURN CASE WHEN existing.rel IS NULL THEN 'made' ELSE 'made anew' END;
+END
+$$;
+
+-- Makes, or makes anew, the function in bqx_ml of one pair that the planner may take for the one of all.
+CREATE FUNCTION bqx._make_ml_function(function_name text, row_type text, query text, description text, call text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    signature text := format('bqx_ml.%I(timestamp with time zone, timestamp with time zone)', function_name);
+    comment text := obj_description(to_regprocedure(signature), 'pg_proc');
+BEGIN
+    IF to_regprocedure(signature) IS NOT NULL AND bqx._call_in(comment) IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'duplicate_function',
+            MESSAGE = format('function %s exists already, and was not made by bqx', signature),
+            HINT = 'Rename it or drop it, then call again.';
+    END IF;
+    IF comment IS NOT NULL AND NOT (bqx._is_made_of(comment, query) AND EXISTS (
+        SELECT FROM pg_proc AS p JOIN pg_roles AS r ON r.oid = p.proowner
+         WHERE p.oid = to_regprocedure(signature) AND r.rolname = current_user)) THEN
+        EXECUTE format('DROP FUNCTION %s', signature);
+        comment := NULL;
+    END IF;
+    IF comment IS NULL THEN
+        EXECUTE format('CREATE FUNCTION bqx_ml.%I(from_ts timestamp with time zone, to_ts timestamp with time zone) '
+                       'RETURNS SETOF bqx.%I LANGUAGE sql STABLE PARALLEL SAFE ROWS 30000 BEGIN ATOMIC %s; END',
+                       function_name, row_type, query);
+        EXECUTE format('COMMENT ON FUNCTION %s IS %L', signature, bqx._ml_comment(description, query, call));
+    END IF;
+END
+$$;
+
+-- The function of one pair that may be called instead of a function over any pair (src/one_pair.rs); NULL: none. It will be run as
+-- whoever asks, so it must be that role's own, a superuser's, or of who owns the schema; it must be made of what would be asked now,
+-- the columns of tables included; and it opens nothing: both functions must be the role's to call.
+CREATE FUNCTION bqx._function_of_pair(of_any oid, pair text) RETURNS oid
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    own record;
+BEGIN
+    SELECT p.oid, g.proname AS kind, obj_description(p.oid, 'pg_proc') AS comment INTO own
+      FROM pg_proc AS g
+      JOIN pg_proc AS p ON p.pronamespace = g.pronamespace AND p.proname = g.proname || '_' || $2
+                       AND oidvectortypes(p.proargtypes) = 'timestamp with time zone, timestamp with time zone'
+      JOIN pg_language AS l ON l.oid = p.prolang
+      JOIN pg_roles AS r ON r.oid = p.proowner
+      JOIN pg_namespace AS s ON s.oid = p.pronamespace
+     WHERE g.oid = of_any AND p.prorettype = g.prorettype AND p.proretset AND NOT p.prosecdef AND l.lanname = 'sql'
+       AND (r.rolsuper OR r.rolname = current_user OR r.oid = s.nspowner)
+       AND has_function_privilege(p.oid, 'EXECUTE') AND has_function_privilege(g.oid, 'EXECUTE');
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    RETURN CASE WHEN bqx._is_made_of(own.comment, CASE own.kind WHEN 'features' THEN bqx._feature_rows_query($2)
+                                                                ELSE bqx._related_rows_query($2) END) THEN own.oid END;
+END
+$$;
