@@ -42,3 +42,36 @@ COMMENT ON COLUMN bqx.quadratic_fit.reg_rmse IS 'root of SSres / n';
 COMMENT ON COLUMN bqx.quadratic_fit.reg_yhat_end IS 'the fit at the greatest x';
 COMMENT ON COLUMN bqx.quadratic_fit.reg_resid_end IS 'y at the greatest x minus the fit';
 COMMENT ON COLUMN bqx.quadratic_fit.reg_slope_end IS 'slope of the fit at the greatest x';
+
+CREATE TYPE bqx.macd_reading AS (
+    line double precision,
+    signal double precision,
+    histogram double precision
+);
+COMMENT ON TYPE bqx.macd_reading IS 'Moving average convergence/divergence';
+COMMENT ON COLUMN bqx.macd_reading.line IS 'the fast exponential average minus the slow one';
+COMMENT ON COLUMN bqx.macd_reading.signal IS 'exponential average of the line';
+COMMENT ON COLUMN bqx.macd_reading.histogram IS 'line - signal';
+
+CREATE TYPE bqx.bollinger_reading AS (
+    upper double precision,
+    middle double precision,
+    lower double precision,
+    width double precision,
+    percent_b double precision
+);
+COMMENT ON TYPE bqx.bollinger_reading IS 'Bollinger bands';
+COMMENT ON COLUMN bqx.bollinger_reading.upper IS 'middle + so many standard deviations of the population';
+COMMENT ON COLUMN bqx.bollinger_reading.middle IS 'mean of the last values';
+COMMENT ON COLUMN bqx.bollinger_reading.lower IS 'middle - as much';
+COMMENT ON COLUMN bqx.bollinger_reading.width IS '(upper - lower) / middle';
+COMMENT ON COLUMN bqx.bollinger_reading.percent_b IS '(value - lower) / (upper - lower); NULL where the last values are all equal';
+
+CREATE TYPE bqx.stochastic_reading AS (
+    k double precision,
+    d double precision
+);
+COMMENT ON TYPE bqx.stochastic_reading IS 'Stochastic oscillator';
+COMMENT ON COLUMN bqx.stochastic_reading.k IS
+    'mean of 100 * (close - lowest low) / (highest high - lowest low) over the last slow_k bars';
+COMMENT ON COLUMN bqx.stochastic_reading.d IS 'mean of k over the last slow_d bars';

@@ -62,3 +62,46 @@ CREATE AGGREGATE bqx.quadratic_reg(y double precision, x double precision) (
 );
 COMMENT ON AGGREGATE bqx.quadratic_reg(double precision, double precision) IS
     'Least-squares parabola through points, arguments (Y, X) as in regr_slope';
+
+-- Two other results of quadratic_reg's states.
+CREATE AGGREGATE bqx.rolling_corr(y double precision, x double precision) (
+    SFUNC = bqx._quadratic_reg_xy_grow,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._rolling_corr_final,
+    COMBINEFUNC = bqx._quadratic_reg_xy_combine,
+    SERIALFUNC = bqx._quadratic_reg_xy_serialize,
+    DESERIALFUNC = bqx._quadratic_reg_xy_deserialize,
+    MSFUNC = bqx._quadratic_reg_xy_enter,
+    MINVFUNC = bqx._quadratic_reg_xy_leave,
+    MSTYPE = internal,
+    MSSPACE = 4096,
+    MFINALFUNC = bqx._rolling_corr_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.rolling_corr(double precision, double precision) IS 'Pearson''s correlation, arguments (Y, X) as in corr; moves with the frame';
+
+CREATE AGGREGATE bqx.vwap(price double precision, volume double precision) (
+    SFUNC = bqx._quadratic_reg_xy_grow,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._vwap_final,
+    COMBINEFUNC = bqx._quadratic_reg_xy_combine,
+    SERIALFUNC = bqx._quadratic_reg_xy_serialize,
+    DESERIALFUNC = bqx._quadratic_reg_xy_deserialize,
+    MSFUNC = bqx._quadratic_reg_xy_enter,
+    MINVFUNC = bqx._quadratic_reg_xy_leave,
+    MSTYPE = internal,
+    MSSPACE = 4096,
+    MFINALFUNC = bqx._vwap_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.vwap(double precision, double precision) IS 'Mean price, weighted by volume';
+
+CREATE AGGREGATE bqx.last_known(value double precision) (
+    SFUNC = bqx._last_known,
+    STYPE = double precision,
+    PARALLEL = RESTRICTED
+);
+COMMENT ON AGGREGATE bqx.last_known(double precision) IS
+    'The last value that is not NULL: what a series stood at where it has no row of its own';

@@ -133,6 +133,54 @@ COMMENT ON COLUMN bqx.quadratic_fit.reg_rmse IS 'root of SSres / n';
 COMMENT ON COLUMN bqx.quadratic_fit.reg_yhat_end IS 'the fit at the greatest x';
 COMMENT ON COLUMN bqx.quadratic_fit.reg_resid_end IS 'y at the greatest x minus the fit';
 COMMENT ON COLUMN bqx.quadratic_fit.reg_slope_end IS 'slope of the fit at the greatest x';
+
+CREATE TYPE bqx.macd_reading AS (
+    line double precision,
+    signal double precision,
+    histogram double precision
+);
+COMMENT ON TYPE bqx.macd_reading IS 'Moving average convergence/divergence';
+COMMENT ON COLUMN bqx.macd_reading.line IS 'the fast exponential average minus the slow one';
+COMMENT ON COLUMN bqx.macd_reading.signal IS 'exponential average of the line';
+COMMENT ON COLUMN bqx.macd_reading.histogram IS 'line - signal';
+
+CREATE TYPE bqx.bollinger_reading AS (
+    upper double precision,
+    middle double precision,
+    lower double precision,
+    width double precision,
+    percent_b double precision
+);
+COMMENT ON TYPE bqx.bollinger_reading IS 'Bollinger bands';
+COMMENT ON COLUMN bqx.bollinger_reading.upper IS 'middle + so many standard deviations of the population';
+COMMENT ON COLUMN bqx.bollinger_reading.middle IS 'mean of the last values';
+COMMENT ON COLUMN bqx.bollinger_reading.lower IS 'middle - as much';
+COMMENT ON COLUMN bqx.bollinger_reading.width IS '(upper - lower) / middle';
+COMMENT ON COLUMN bqx.bollinger_reading.percent_b IS '(value - lower) / (upper - lower); NULL where the last values are all equal';
+
+CREATE TYPE bqx.stochastic_reading AS (
+    k double precision,
+    d double precision
+);
+COMMENT ON TYPE bqx.stochastic_reading IS 'Stochastic oscillator';
+COMMENT ON COLUMN bqx.stochastic_reading.k IS
+    'mean of 100 * (close - lowest low) / (highest high - lowest low) over the last slow_k bars';
+COMMENT ON COLUMN bqx.stochastic_reading.d IS 'mean of k over the last slow_d bars';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/indicators.rs
+-- bqx::aggregates::indicators::_atr
+CREATE  FUNCTION "_atr"(
+	"state" internal, /* Internal */
+	"high" double precision, /* Option < f64 > */
+	"low" double precision, /* Option < f64 > */
+	"close" double precision, /* Option < f64 > */
+	"rows" INT /* Option < i32 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_atr_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -152,6 +200,28 @@ AS 'MODULE_PATHNAME', '_await_workers_wrapper';
 
 CREATE FUNCTION bqx._begin_live() RETURNS trigger LANGUAGE c
 SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', '_begin_live_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/indicators.rs
+-- bqx::aggregates::indicators::_bollinger
+CREATE  FUNCTION "_bollinger"(
+	"state" internal, /* Internal */
+	"value" double precision, /* Option < f64 > */
+	"rows" INT, /* Option < i32 > */
+	"deviations" double precision /* Option < f64 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_bollinger_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/indicators.rs
+-- bqx::aggregates::indicators::_bollinger_final
+
+CREATE FUNCTION bqx._bollinger_final(state internal) RETURNS bqx.bollinger_reading
+LANGUAGE c IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', '_bollinger_final_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -729,6 +799,72 @@ SET LOCAL search_path TO bqx, pg_temp;
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/aggregates/candlesticks.rs
+-- bqx::aggregates::candlesticks::_candle_pattern_names
+CREATE  FUNCTION "_candle_pattern_names"() RETURNS TEXT[] /* Vec < & '_ str > */
+IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_candle_pattern_names_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   preflight
+--   aggregates::candlesticks::_candle_pattern_names
+
+-- What bqx.candlesticks returns: TA-Lib's values of each pattern, in the order of _candle_pattern_names.
+
+DO $make$
+BEGIN
+    EXECUTE pg_catalog.format('CREATE TYPE bqx.candle_patterns AS (%s)',
+        (SELECT pg_catalog.string_agg(pg_catalog.format('%I smallint', n), ', ' ORDER BY i)
+           FROM pg_catalog.unnest(bqx._candle_pattern_names()) WITH ORDINALITY AS u (n, i)));
+END
+$make$;
+COMMENT ON TYPE bqx.candle_patterns IS
+    'Candlestick patterns: 100 bullish (or a doji), -100 bearish, 80 and -80 where bodies end at one price, 0 none; NULL in the warm-up';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/candlesticks.rs
+-- bqx::aggregates::candlesticks::_candlesticks
+CREATE  FUNCTION "_candlesticks"(
+	"state" internal, /* Internal */
+	"open" double precision, /* Option < f64 > */
+	"high" double precision, /* Option < f64 > */
+	"low" double precision, /* Option < f64 > */
+	"close" double precision /* Option < f64 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_candlesticks_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/candlesticks.rs
+-- bqx::aggregates::candlesticks::_candlesticks_final
+
+CREATE FUNCTION bqx._candlesticks_final(state internal) RETURNS bqx.candle_patterns
+LANGUAGE c IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', '_candlesticks_final_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/indicators.rs
+-- bqx::aggregates::indicators::_cci
+CREATE  FUNCTION "_cci"(
+	"state" internal, /* Internal */
+	"high" double precision, /* Option < f64 > */
+	"low" double precision, /* Option < f64 > */
+	"close" double precision, /* Option < f64 > */
+	"rows" INT /* Option < i32 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_cci_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/bar_lines.rs
 -- bqx::bar_lines::_check_bar_format
 CREATE  FUNCTION "_check_bar_format"(
@@ -795,6 +931,19 @@ AS 'MODULE_PATHNAME', '_computed_rows_wrapper';
 CREATE FUNCTION bqx._correlations(queries text[], instants timestamp with time zone[])
 RETURNS TABLE ("position" int, n bigint, pearson double precision, spearman double precision)
 LANGUAGE c STABLE STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', '_correlations_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/indicators.rs
+-- bqx::aggregates::indicators::_ema
+CREATE  FUNCTION "_ema"(
+	"state" internal, /* Internal */
+	"value" double precision, /* Option < f64 > */
+	"rows" INT /* Option < i32 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_ema_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -878,6 +1027,17 @@ AS 'MODULE_PATHNAME', '_forget_workers_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/aggregates/indicators.rs
+-- bqx::aggregates::indicators::_indicator_final
+CREATE  FUNCTION "_indicator_final"(
+	"state" internal /* Internal */
+) RETURNS double precision /* Option < f64 > */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_indicator_final_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/computed_rows.rs
 -- bqx::computed_rows::_input_fingerprint
 
@@ -886,6 +1046,18 @@ CREATE FUNCTION bqx._input_fingerprint(
     OUT input_fingerprint text, OUT bars bigint)
 RETURNS SETOF record LANGUAGE c STRICT SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', '_input_fingerprint_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/last_known.rs
+-- bqx::aggregates::last_known::_last_known
+CREATE  FUNCTION "_last_known"(
+	"_before" double precision, /* f64 */
+	"value" double precision /* f64 */
+) RETURNS double precision /* f64 */
+IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_last_known_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -913,6 +1085,29 @@ AS 'MODULE_PATHNAME', '_ledger_retention_minutes_wrapper';
 CREATE FUNCTION bqx._lookback_starts(m1 regclass, instants timestamp with time zone[], lookback int)
 RETURNS timestamp with time zone[] LANGUAGE c STABLE STRICT SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', '_lookback_starts_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/indicators.rs
+-- bqx::aggregates::indicators::_macd
+CREATE  FUNCTION "_macd"(
+	"state" internal, /* Internal */
+	"value" double precision, /* Option < f64 > */
+	"fast" INT, /* Option < i32 > */
+	"slow" INT, /* Option < i32 > */
+	"signal" INT /* Option < i32 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_macd_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/indicators.rs
+-- bqx::aggregates::indicators::_macd_final
+
+CREATE FUNCTION bqx._macd_final(state internal) RETURNS bqx.macd_reading
+LANGUAGE c IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', '_macd_final_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1724,6 +1919,19 @@ COMMENT ON PROCEDURE bqx.set_baselines(timestamp with time zone, text[]) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/aggregates/indicators.rs
+-- bqx::aggregates::indicators::_momentum
+CREATE  FUNCTION "_momentum"(
+	"state" internal, /* Internal */
+	"value" double precision, /* Option < f64 > */
+	"rows" INT /* Option < i32 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_momentum_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/verification.rs
 -- bqx::verification::_month_bars
 
@@ -1980,6 +2188,19 @@ SET LOCAL search_path TO bqx, pg_temp;
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/aggregates/indicators.rs
+-- bqx::aggregates::indicators::_obv
+CREATE  FUNCTION "_obv"(
+	"state" internal, /* Internal */
+	"price" double precision, /* Option < f64 > */
+	"volume" double precision /* Option < f64 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_obv_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/one_pair.rs
 -- bqx::one_pair::_of_one_pair
 
@@ -2144,6 +2365,19 @@ AS 'MODULE_PATHNAME', '_rate_index_or_null_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/aggregates/indicators.rs
+-- bqx::aggregates::indicators::_realized_volatility
+CREATE  FUNCTION "_realized_volatility"(
+	"state" internal, /* Internal */
+	"value" double precision, /* Option < f64 > */
+	"rows" INT /* Option < i32 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_realized_volatility_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/session.rs
 -- bqx::session::_require_top_level
 CREATE  FUNCTION "_require_top_level"(
@@ -2166,6 +2400,19 @@ AS 'MODULE_PATHNAME', '_require_writable_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/aggregates/indicators.rs
+-- bqx::aggregates::indicators::_roc
+CREATE  FUNCTION "_roc"(
+	"state" internal, /* Internal */
+	"value" double precision, /* Option < f64 > */
+	"rows" INT /* Option < i32 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_roc_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/session.rs
 -- bqx::session::_role_of
 CREATE  FUNCTION "_role_of"(
@@ -2177,11 +2424,35 @@ AS 'MODULE_PATHNAME', '_role_of_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/aggregates/rolling_corr.rs
+-- bqx::aggregates::rolling_corr::_rolling_corr_final
+CREATE  FUNCTION "_rolling_corr_final"(
+	"state" internal /* Internal */
+) RETURNS double precision /* Option < f64 > */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_rolling_corr_final_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/followed_tables.rs
 -- bqx::followed_tables::_rows_to_store
 
 CREATE FUNCTION bqx._rows_to_store() RETURNS SETOF record LANGUAGE c VOLATILE ROWS 10
 SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', '_rows_to_store_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/indicators.rs
+-- bqx::aggregates::indicators::_rsi
+CREATE  FUNCTION "_rsi"(
+	"state" internal, /* Internal */
+	"value" double precision, /* Option < f64 > */
+	"rows" INT /* Option < i32 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_rsi_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -7082,6 +7353,19 @@ AS 'MODULE_PATHNAME', '_sized_window_metrics_leave_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/aggregates/indicators.rs
+-- bqx::aggregates::indicators::_sma
+CREATE  FUNCTION "_sma"(
+	"state" internal, /* Internal */
+	"value" double precision, /* Option < f64 > */
+	"rows" INT /* Option < i32 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_sma_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/bar_lines.rs
 -- bqx::bar_lines::_sniff_format
 CREATE  FUNCTION "_sniff_format"(
@@ -7106,12 +7390,63 @@ AS 'MODULE_PATHNAME', '_start_workers_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/aggregates/indicators.rs
+-- bqx::aggregates::indicators::_stochastic
+CREATE  FUNCTION "_stochastic"(
+	"state" internal, /* Internal */
+	"high" double precision, /* Option < f64 > */
+	"low" double precision, /* Option < f64 > */
+	"close" double precision, /* Option < f64 > */
+	"rows" INT, /* Option < i32 > */
+	"slow_k" INT, /* Option < i32 > */
+	"slow_d" INT /* Option < i32 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_stochastic_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/indicators.rs
+-- bqx::aggregates::indicators::_stochastic_final
+
+CREATE FUNCTION bqx._stochastic_final(state internal) RETURNS bqx.stochastic_reading
+LANGUAGE c IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', '_stochastic_final_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/workers.rs
 -- bqx::workers::_useful_workers
 CREATE  FUNCTION "_useful_workers"() RETURNS INT /* i32 */
 STRICT
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', '_useful_workers_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/rolling_corr.rs
+-- bqx::aggregates::rolling_corr::_vwap_final
+CREATE  FUNCTION "_vwap_final"(
+	"state" internal /* Internal */
+) RETURNS double precision /* Option < f64 > */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_vwap_final_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/indicators.rs
+-- bqx::aggregates::indicators::_williams_r
+CREATE  FUNCTION "_williams_r"(
+	"state" internal, /* Internal */
+	"high" double precision, /* Option < f64 > */
+	"low" double precision, /* Option < f64 > */
+	"close" double precision, /* Option < f64 > */
+	"rows" INT /* Option < i32 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_williams_r_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -7179,6 +7514,9 @@ AS 'MODULE_PATHNAME', '_window_metrics_leave_wrapper';
 --   aggregates::quadratic_reg_xy::_quadratic_reg_xy_serialize
 --   aggregates::quadratic_reg_xy::_quadratic_reg_xy_deserialize
 --   aggregates::quadratic_reg_xy::_quadratic_reg_xy_final
+--   aggregates::rolling_corr::_rolling_corr_final
+--   aggregates::rolling_corr::_vwap_final
+--   aggregates::last_known::_last_known
 
 -- The window aggregates. SSPACE and MSSPACE tell the planner what a state takes beside what it can see. The final
 -- functions are READ_ONLY (the default): they may prepare a state for the next call, but never change its value.
@@ -7244,6 +7582,670 @@ CREATE AGGREGATE bqx.quadratic_reg(y double precision, x double precision) (
 );
 COMMENT ON AGGREGATE bqx.quadratic_reg(double precision, double precision) IS
     'Least-squares parabola through points, arguments (Y, X) as in regr_slope';
+
+-- Two other results of quadratic_reg's states.
+CREATE AGGREGATE bqx.rolling_corr(y double precision, x double precision) (
+    SFUNC = bqx._quadratic_reg_xy_grow,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._rolling_corr_final,
+    COMBINEFUNC = bqx._quadratic_reg_xy_combine,
+    SERIALFUNC = bqx._quadratic_reg_xy_serialize,
+    DESERIALFUNC = bqx._quadratic_reg_xy_deserialize,
+    MSFUNC = bqx._quadratic_reg_xy_enter,
+    MINVFUNC = bqx._quadratic_reg_xy_leave,
+    MSTYPE = internal,
+    MSSPACE = 4096,
+    MFINALFUNC = bqx._rolling_corr_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.rolling_corr(double precision, double precision) IS 'Pearson''s correlation, arguments (Y, X) as in corr; moves with the frame';
+
+CREATE AGGREGATE bqx.vwap(price double precision, volume double precision) (
+    SFUNC = bqx._quadratic_reg_xy_grow,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._vwap_final,
+    COMBINEFUNC = bqx._quadratic_reg_xy_combine,
+    SERIALFUNC = bqx._quadratic_reg_xy_serialize,
+    DESERIALFUNC = bqx._quadratic_reg_xy_deserialize,
+    MSFUNC = bqx._quadratic_reg_xy_enter,
+    MINVFUNC = bqx._quadratic_reg_xy_leave,
+    MSTYPE = internal,
+    MSSPACE = 4096,
+    MFINALFUNC = bqx._vwap_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.vwap(double precision, double precision) IS 'Mean price, weighted by volume';
+
+CREATE AGGREGATE bqx.last_known(value double precision) (
+    SFUNC = bqx._last_known,
+    STYPE = double precision,
+    PARALLEL = RESTRICTED
+);
+COMMENT ON AGGREGATE bqx.last_known(double precision) IS
+    'The last value that is not NULL: what a series stood at where it has no row of its own';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   correlations
+--   aggregates
+
+-- bqx.cross_pair_correlation: how pairs move together.
+
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
+-- How far back to read for what is to be known at an instant from so many bars: over a weekend and holidays, too.
+CREATE FUNCTION bqx._read_from(from_ts timestamp with time zone, bars int) RETURNS timestamp with time zone
+LANGUAGE sql IMMUTABLE
+RETURN coalesce(from_ts, '-infinity') - (make_interval(mins => bars) + interval '168 hours');
+
+-- SQL for the correlation of two pairs, in [$2, $3), of bars from $1 on. Bars count that both have; each one's return is since the one before.
+CREATE FUNCTION bqx._cross_pair_query(one text, other text, width int) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format(
+        'SELECT c.at, %L::text, %L::text, c.correlation '
+        'FROM (SELECT r.at, CASE WHEN count(*) OVER frame = %s THEN bqx.rolling_corr(r.one, r.other) OVER frame END AS correlation '
+              'FROM (SELECT a.at, a.close / lag(a.close) OVER by_time - 1 AS one, b.close / lag(b.close) OVER by_time - 1 AS other '
+                    'FROM %s AS a JOIN %s AS b ON b.at = a.at WINDOW by_time AS (ORDER BY a.at)) AS r '
+              'WHERE r.one IS NOT NULL AND r.other IS NOT NULL '
+              'WINDOW frame AS (ORDER BY r.at ROWS %s PRECEDING)) AS c '
+        'WHERE c.at >= $2 ORDER BY c.at',
+        one, other, width, bqx._rows_by_time(bqx._m1_table(one), 'time', '{close}', '$1', '$3'),
+        bqx._rows_by_time(bqx._m1_table(other), 'time', '{close}', '$1', '$3'), width - 1)
+$$;
+
+CREATE FUNCTION bqx.cross_pair_correlation(
+    pairs text[], from_ts timestamp with time zone, to_ts timestamp with time zone, width int)
+RETURNS TABLE (ts_utc timestamp with time zone, pair text, other text, correlation double precision)
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+AS $$
+DECLARE
+    chosen text[] := coalesce(bqx._check_pairs(pairs), bqx._pairs_with_bars());
+    one text;
+    another text;
+BEGIN
+    PERFORM bqx._check_time_range(from_ts, to_ts);
+    IF (width BETWEEN 2 AND 100000) IS NOT TRUE THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('width must be between 2 and 100000, not %s', coalesce(width::text, 'NULL')),
+            DETAIL = 'The width is the number of returns that a correlation is of.';
+    END IF;
+    IF coalesce(cardinality(chosen), 0) < 2 THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'there are no two pairs to compare',
+            HINT = 'Name at least two pairs that have bars.';
+    END IF;
+    FOR one, another IN
+        SELECT a.pair, b.pair
+          FROM unnest(chosen) WITH ORDINALITY AS a (pair, i) JOIN unnest(chosen) WITH ORDINALITY AS b (pair, i) ON a.i < b.i
+         ORDER BY a.i, b.i
+    LOOP
+        RETURN QUERY EXECUTE bqx._cross_pair_query(one, another, width)
+            USING bqx._read_from(from_ts, width), coalesce(from_ts, '-infinity'), coalesce(to_ts, 'infinity');
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION bqx.cross_pair_correlation(text[], timestamp with time zone, timestamp with time zone, int) IS
+    'Correlation of the last returns of each two of these pairs (NULL: all), at the bars in [from_ts, to_ts) that both have';
+
+SET LOCAL search_path TO bqx, pg_temp;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   cross_pair_correlation
+
+-- bqx_ml.currency_strength: a currency against all others.
+
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
+-- SQL for a currency's strength in [$2, $3), of bars from $1 on. The sum of the logarithms is in the order of the pairs' names, so that it is
+-- the same double every time.
+CREATE FUNCTION bqx._currency_strength_query(currency text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH members AS (
+        SELECT row_number() OVER (ORDER BY p.pair) AS i, CASE WHEN upper(p.base) = currency THEN '' ELSE '-' END AS sign,
+               bqx._rows_by_time(bqx._m1_table(p.pair), 'time', '{rate_index}', '$1', '$3') AS bars
+          FROM bqx.pairs AS p
+         WHERE currency IN (upper(p.base), upper(p.quote)) AND p.pair = ANY (bqx._pairs_with_bars())
+    )
+    SELECT format(
+        'SELECT k.at, 100 * exp((%s) / %s), k.bars FROM ('
+        'SELECT m.at, m.bars, %s FROM ('
+        'SELECT r.at, count(*)::int AS bars, %s FROM (%s) AS r GROUP BY r.at) AS m WINDOW by_time AS (ORDER BY m.at)) AS k '
+        'WHERE k.at >= $2 ORDER BY k.at',
+        string_agg(format('k.v%s', i), ' + ' ORDER BY i), count(*),
+        string_agg(format('bqx.last_known(m.v%s) OVER by_time AS v%1$s', i), ', ' ORDER BY i),
+        string_agg(format('max(r.v) FILTER (WHERE r.i = %s) AS v%1$s', i), ', ' ORDER BY i),
+        string_agg(format('SELECT b.at, %s AS i, %sln(b.rate_index / 100) AS v FROM %s AS b', i, sign, bars), ' UNION ALL ' ORDER BY i))
+      FROM members
+$$;
+
+CREATE FUNCTION bqx_ml.currency_strength(currency text, from_ts timestamp with time zone, to_ts timestamp with time zone)
+RETURNS TABLE (ts_utc timestamp with time zone, strength double precision, bars int)
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+AS $$
+DECLARE
+    known text[] := ARRAY(SELECT DISTINCT upper(c) FROM bqx.pairs AS p CROSS JOIN LATERAL (VALUES (p.base), (p.quote)) AS v (c)
+                           WHERE p.pair = ANY (bqx._pairs_with_bars()) ORDER BY 1);
+BEGIN
+    PERFORM bqx._check_time_range(from_ts, to_ts);
+    IF upper(currency) = ANY (known) IS NOT TRUE THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('no pair with bars has the currency %s', coalesce(quote_literal(currency), 'NULL')),
+            HINT = CASE WHEN known = '{}' THEN 'CALL bqx.ingest_m1(pair);  or  CALL bqx.simulate_m1(pairs, from_month, to_month);  makes bars.'
+                ELSE format('There are bars of %s.', bqx._listed(known, 20)) END;
+    END IF;
+    RETURN QUERY EXECUTE bqx._currency_strength_query(upper(currency))
+        USING bqx._read_from(from_ts, 0), coalesce(from_ts, '-infinity'), coalesce(to_ts, 'infinity');
+END
+$$;
+COMMENT ON FUNCTION bqx_ml.currency_strength(text, timestamp with time zone, timestamp with time zone) IS
+    'Geometric mean of the rate indexes of a currency''s pairs, seen from it: 100 where all stand at their baselines, more where it is stronger';
+
+SET LOCAL search_path TO bqx, pg_temp;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   currency_strength
+
+-- bqx_ml.market_regime: trend or range, and how lively the market is.
+
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
+-- 22023 unless the table has the column.
+CREATE FUNCTION bqx._check_metric(family text, derived regclass, name text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    names text[] := bqx._metrics_of(family, derived);
+BEGIN
+    IF name = ANY (names) IS NOT TRUE THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('%s has no column %s', derived, coalesce(name, 'of that width')),
+            HINT = format('It has: %s.', bqx._listed(ARRAY(SELECT n FROM unnest(names) AS n WHERE n ~ ('^w[0-9]+' || regexp_replace(name, '^w[0-9]*', '') || '$')), 10));
+    END IF;
+END
+$$;
+
+-- SQL for regimes in [$1, $2), with the volatility since $3, the start of the month before.
+CREATE FUNCTION bqx._market_regime_query(pair text, trend_width int, volatility_width int) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format(
+        'WITH terciles AS ('
+        'SELECT bqx._next_month(bqx._month_of(b.at)) AS month, '
+               'percentile_disc(ARRAY[1 / 3.0, 2 / 3.0]) WITHIN GROUP (ORDER BY b.%2$I) AS until '
+        'FROM %4$s AS b GROUP BY 1) '
+        'SELECT r.at, CASE WHEN r.%1$s_r2 < $4 THEN ''range'' WHEN r.%1$s_slope_end > 0 THEN ''up'' WHEN r.%1$s_slope_end < 0 THEN ''down'' '
+                          'WHEN r.%1$s_r2 >= $4 THEN ''range'' END, '
+               'CASE WHEN b.%2$I < t.until[1] THEN ''low'' WHEN b.%2$I < t.until[2] THEN ''medium'' WHEN b.%2$I >= t.until[2] THEN ''high'' END, '
+               'r.%1$s_r2, r.%1$s_slope_end, b.%2$I '
+        'FROM %3$s AS r LEFT JOIN %5$s AS b ON b.at = r.at LEFT JOIN terciles AS t ON t.month = bqx._month_of(r.at) ORDER BY r.at',
+        fit, volatility,
+        bqx._rows_by_time(bqx._derived_table('reg', pair), 'ts_utc', ARRAY[fit || '_r2', fit || '_slope_end'], '$1', '$2'),
+        bqx._rows_by_time(bqx._derived_table('bqx', pair), 'ts_utc', ARRAY[volatility], '$3', '$2'),
+        bqx._rows_by_time(bqx._derived_table('bqx', pair), 'ts_utc', ARRAY[volatility], '$1', '$2'))
+      FROM (SELECT format('w%s_reg', trend_width), format('w%s_bqx_stdev_index', volatility_width)) AS names (fit, volatility)
+$$;
+
+CREATE FUNCTION bqx_ml.market_regime(
+    pair text, from_ts timestamp with time zone, to_ts timestamp with time zone, trend_width int DEFAULT 60,
+    volatility_width int DEFAULT 60, trend_r2 double precision DEFAULT 0.5)
+RETURNS TABLE (
+    ts_utc timestamp with time zone, trend text, volatility_tercile text, r2 double precision, slope double precision,
+    volatility double precision)
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+AS $$
+DECLARE
+    known_pair text := bqx._check_pair(pair);
+BEGIN
+    PERFORM bqx._check_time_range(from_ts, to_ts);
+    PERFORM bqx._check_metric('reg', bqx._derived_table('reg', known_pair), format('w%s_reg_r2', trend_width)),
+            bqx._check_metric('bqx', bqx._derived_table('bqx', known_pair), format('w%s_bqx_stdev_index', volatility_width));
+    IF (trend_r2 BETWEEN 0 AND 1) IS NOT TRUE THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('trend_r2 must be between 0 and 1, not %s', coalesce(trend_r2::text, 'NULL')),
+            HINT = 'From this r2 on, the fit counts as a trend.';
+    END IF;
+    RETURN QUERY EXECUTE bqx._market_regime_query(known_pair, trend_width, volatility_width)
+        USING coalesce(from_ts, '-infinity'), coalesce(to_ts, 'infinity'),
+              CASE WHEN isfinite(from_ts) THEN bqx._month_start(bqx._months_after(bqx._month_of(from_ts), -1)) ELSE coalesce(from_ts, '-infinity') END,
+              trend_r2;
+END
+$$;
+COMMENT ON FUNCTION bqx_ml.market_regime(
+    text, timestamp with time zone, timestamp with time zone, int, int, double precision) IS
+    'Whether the market of a pair goes up, down or ranges, and how volatile it is among the bars of the month before';
+
+SET LOCAL search_path TO bqx, pg_temp;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   market_regime
+
+-- bqx.time_features: what the clock alone says of an instant.
+
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
+CREATE TYPE bqx.time_feature_row AS (
+    hour_sin double precision,
+    hour_cos double precision,
+    weekday_sin double precision,
+    weekday_cos double precision,
+    asia boolean,
+    europe boolean,
+    us boolean,
+    session text,
+    minutes_since_open int,
+    near_weekend boolean
+);
+COMMENT ON TYPE bqx.time_feature_row IS 'What the clock says of an instant, as bqx.time_features returns it';
+COMMENT ON COLUMN bqx.time_feature_row.hour_sin IS 'sine of the time of day (UTC, to the minute) as an angle';
+COMMENT ON COLUMN bqx.time_feature_row.hour_cos IS 'its cosine';
+COMMENT ON COLUMN bqx.time_feature_row.weekday_sin IS 'sine of the day of the week (UTC, Monday 0) as an angle';
+COMMENT ON COLUMN bqx.time_feature_row.weekday_cos IS 'its cosine';
+COMMENT ON COLUMN bqx.time_feature_row.asia IS 'the market is open, and it is 9:00 to 18:00 in Tokyo';
+COMMENT ON COLUMN bqx.time_feature_row.europe IS 'the market is open, and it is 8:00 to 17:00 in London';
+COMMENT ON COLUMN bqx.time_feature_row.us IS 'the market is open, and it is 8:00 to 17:00 in New York';
+COMMENT ON COLUMN bqx.time_feature_row.session IS
+    'asia, asia+europe, europe, europe+us, us; none between sessions, closed over the weekend';
+COMMENT ON COLUMN bqx.time_feature_row.minutes_since_open IS 'since Sunday 17:00 in New York, when the market''s week begins';
+COMMENT ON COLUMN bqx.time_feature_row.near_weekend IS 'four hours or less before the market closes, Friday 17:00 in New York, or closed';
+
+-- Seconds of the day, local to a time zone.
+CREATE FUNCTION bqx._second_of_day(ts timestamp with time zone, zone text) RETURNS double precision
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN extract(epoch FROM (ts AT TIME ZONE zone)::time)::double precision;
+
+-- Clocks change on Sunday nights, when the market is closed: within its week, minutes of the wall clock are minutes.
+CREATE FUNCTION bqx._minutes_since_open(ts timestamp with time zone) RETURNS int
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN floor(extract(epoch FROM ((ts AT TIME ZONE 'America/New_York' + interval '7 hours')
+                                 - date_trunc('week', ts AT TIME ZONE 'America/New_York' + interval '7 hours'))) / 60)::int;
+
+CREATE FUNCTION bqx._in_session(ts timestamp with time zone, zone text, opens int) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN bqx._minutes_since_open(ts) < 7200
+       AND bqx._second_of_day(ts, zone) >= opens * 3600 AND bqx._second_of_day(ts, zone) < (opens + 9) * 3600;
+
+CREATE FUNCTION bqx._session(asia boolean, europe boolean, us boolean, is_open boolean) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN NOT is_open THEN 'closed'
+            WHEN asia AND europe THEN 'asia+europe'
+            WHEN europe AND us THEN 'europe+us'
+            WHEN asia THEN 'asia'
+            WHEN europe THEN 'europe'
+            WHEN us THEN 'us'
+            WHEN is_open THEN 'none' END;
+
+CREATE FUNCTION bqx.time_features(ts timestamp with time zone) RETURNS bqx.time_feature_row
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN ROW(
+    sin(2 * pi() / 86400 * (bqx._second_of_day(ts, 'UTC'))),
+    cos(2 * pi() / 86400 * (bqx._second_of_day(ts, 'UTC'))),
+    sin(2 * pi() / 7 * (extract(isodow FROM ts AT TIME ZONE 'UTC') - 1)::double precision),
+    cos(2 * pi() / 7 * (extract(isodow FROM ts AT TIME ZONE 'UTC') - 1)::double precision),
+    bqx._in_session(ts, 'Asia/Tokyo', 9),
+    bqx._in_session(ts, 'Europe/London', 8),
+    bqx._in_session(ts, 'America/New_York', 8),
+    bqx._session(bqx._in_session(ts, 'Asia/Tokyo', 9), bqx._in_session(ts, 'Europe/London', 8),
+                 bqx._in_session(ts, 'America/New_York', 8), bqx._minutes_since_open(ts) < 7200),
+    bqx._minutes_since_open(ts),
+    bqx._minutes_since_open(ts) >= 7200 - 4 * 60
+)::bqx.time_feature_row;
+COMMENT ON FUNCTION bqx.time_features(timestamp with time zone) IS
+    'What the clock says of an instant: hour and weekday as angles, sessions, minutes since the week''s open, near the weekend';
+
+SET LOCAL search_path TO bqx, pg_temp;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/aggregates/indicators.rs
+-- bqx::aggregates::indicators::_wma
+CREATE  FUNCTION "_wma"(
+	"state" internal, /* Internal */
+	"value" double precision, /* Option < f64 > */
+	"rows" INT /* Option < i32 > */
+) RETURNS internal /* Internal */
+IMMUTABLE PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', '_wma_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   aggregates::indicators::_sma
+--   aggregates::indicators::_ema
+--   aggregates::indicators::_wma
+--   aggregates::indicators::_rsi
+--   aggregates::indicators::_macd
+--   aggregates::indicators::_bollinger
+--   aggregates::indicators::_atr
+--   aggregates::indicators::_stochastic
+--   aggregates::indicators::_williams_r
+--   aggregates::indicators::_cci
+--   aggregates::indicators::_roc
+--   aggregates::indicators::_momentum
+--   aggregates::indicators::_obv
+--   aggregates::indicators::_realized_volatility
+--   aggregates::indicators::_indicator_final
+--   aggregates::indicators::_macd_final
+--   aggregates::indicators::_bollinger_final
+--   aggregates::indicators::_stochastic_final
+--   aggregates::candlesticks::_candlesticks
+--   aggregates::candlesticks::_candlesticks_final
+
+-- The technical indicators: aggregates whose result is the reading after the last row, for OVER (ORDER BY time). There is no moving
+-- form: a frame that begins anywhere but at the partition's start is read anew for each row.
+CREATE AGGREGATE bqx.sma(value double precision, period integer) (
+    SFUNC = bqx._sma,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._indicator_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.sma(double precision, integer) IS 'Simple moving average of the last values';
+
+CREATE AGGREGATE bqx.ema(value double precision, period integer) (
+    SFUNC = bqx._ema,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._indicator_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.ema(double precision, integer) IS 'Exponential moving average';
+
+CREATE AGGREGATE bqx.wma(value double precision, period integer) (
+    SFUNC = bqx._wma,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._indicator_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.wma(double precision, integer) IS 'Linearly weighted moving average of the last values';
+
+CREATE AGGREGATE bqx.rsi(value double precision, period integer) (
+    SFUNC = bqx._rsi,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._indicator_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.rsi(double precision, integer) IS 'Relative strength index';
+
+CREATE AGGREGATE bqx.macd(value double precision, fast integer, slow integer, signal integer) (
+    SFUNC = bqx._macd,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._macd_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.macd(double precision, integer, integer, integer) IS 'Moving average convergence/divergence: line, signal, histogram';
+
+CREATE AGGREGATE bqx.bollinger(value double precision, period integer, deviations double precision) (
+    SFUNC = bqx._bollinger,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._bollinger_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.bollinger(double precision, integer, double precision) IS 'Bollinger bands: upper, middle, lower, width, percent_b';
+
+CREATE AGGREGATE bqx.atr(high double precision, low double precision, close double precision, period integer) (
+    SFUNC = bqx._atr,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._indicator_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.atr(double precision, double precision, double precision, integer) IS 'Average true range';
+
+CREATE AGGREGATE bqx.stochastic(high double precision, low double precision, close double precision, period integer, slow_k integer, slow_d integer) (
+    SFUNC = bqx._stochastic,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._stochastic_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.stochastic(double precision, double precision, double precision, integer, integer, integer) IS 'Stochastic oscillator: k, d';
+
+CREATE AGGREGATE bqx.williams_r(high double precision, low double precision, close double precision, period integer) (
+    SFUNC = bqx._williams_r,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._indicator_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.williams_r(double precision, double precision, double precision, integer) IS 'Williams'' %R, from -100 to 0';
+
+CREATE AGGREGATE bqx.cci(high double precision, low double precision, close double precision, period integer) (
+    SFUNC = bqx._cci,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._indicator_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.cci(double precision, double precision, double precision, integer) IS 'Commodity channel index';
+
+CREATE AGGREGATE bqx.roc(value double precision, period integer) (
+    SFUNC = bqx._roc,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._indicator_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.roc(double precision, integer) IS 'Rate of change, per cent';
+
+CREATE AGGREGATE bqx.momentum(value double precision, period integer) (
+    SFUNC = bqx._momentum,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._indicator_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.momentum(double precision, integer) IS 'The value minus the one so many rows before';
+
+CREATE AGGREGATE bqx.obv(price double precision, volume double precision) (
+    SFUNC = bqx._obv,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._indicator_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.obv(double precision, double precision) IS 'On-balance volume';
+
+CREATE AGGREGATE bqx.realized_volatility(value double precision, period integer) (
+    SFUNC = bqx._realized_volatility,
+    STYPE = internal,
+    SSPACE = 512,
+    FINALFUNC = bqx._indicator_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.realized_volatility(double precision, integer) IS 'Root of the sum of the last squared logarithmic returns';
+
+CREATE AGGREGATE bqx.candlesticks(open double precision, high double precision, low double precision, close double precision) (
+    SFUNC = bqx._candlesticks,
+    STYPE = internal,
+    SSPACE = 1024,
+    FINALFUNC = bqx._candlesticks_final,
+    PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bqx.candlesticks(double precision, double precision, double precision, double precision) IS
+    'Candlestick patterns that end at a bar';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   time_features
+--   indicators
+
+-- bqx.verify_causality: whether anything that is computed of a bar knows of bars after it.
+
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
+-- What can be computed of bars without looking ahead, one expression for each kind: over the columns of M1, in the window w.
+CREATE FUNCTION bqx._indicator_expressions() RETURNS TABLE (name text, expression text)
+LANGUAGE sql IMMUTABLE
+BEGIN ATOMIC
+    VALUES ('sma', 'bqx.sma(close, 20) OVER w'),
+           ('ema', 'bqx.ema(close, 12) OVER w'),
+           ('wma', 'bqx.wma(close, 30) OVER w'),
+           ('rsi', 'bqx.rsi(close, 14) OVER w'),
+           ('macd', 'bqx.macd(close, 12, 26, 9) OVER w'),
+           ('bollinger', 'bqx.bollinger(close, 20, 2) OVER w'),
+           ('atr', 'bqx.atr(high, low, close, 14) OVER w'),
+           ('stochastic', 'bqx.stochastic(high, low, close, 14, 3, 3) OVER w'),
+           ('williams_r', 'bqx.williams_r(high, low, close, 14) OVER w'),
+           ('cci', 'bqx.cci(high, low, close, 20) OVER w'),
+           ('roc', 'bqx.roc(close, 10) OVER w'),
+           ('momentum', 'bqx.momentum(close, 10) OVER w'),
+           ('obv', 'bqx.obv(close, volume) OVER w'),
+           ('vwap', 'bqx.vwap(close, volume) OVER w'),
+           ('realized_volatility', 'bqx.realized_volatility(close, 60) OVER w'),
+           ('last_known', 'bqx.last_known(close) OVER w'),
+           ('candlesticks', 'bqx.candlesticks(open, high, low, close) OVER w'),
+           ('rolling_corr', 'bqx.rolling_corr(high, low) OVER (w ROWS 59 PRECEDING)'),
+           ('bqx_window_metrics', 'bqx.bqx_window_metrics(close, 60) OVER (w ROWS 60 PRECEDING)'),
+           ('quadratic_reg', 'bqx.quadratic_reg(close) OVER (w ROWS 59 PRECEDING)'),
+           ('quadratic_reg_xy', 'bqx.quadratic_reg(close, high) OVER (w ROWS 59 PRECEDING)');
+END;
+
+-- Copies of bars around an instant: so many up to it, and as many after, once as they are and once with those after it changed. By turns, ten
+-- are moved by some per cent, each by others, and ten are stairs down after one bar up, so that there are candlestick patterns of every kind.
+CREATE FUNCTION bqx._copy_bars_around(m1 regclass, instant timestamp with time zone, bars int) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE format(
+        'CREATE TEMP TABLE bqx_bars_as_they_are AS '
+        'SELECT b.at AS time, b.open, b.high, b.low, b.close, b.volume, b.rate_index '
+        'FROM ((SELECT * FROM %1$s AS u WHERE u.at <= $1 ORDER BY u.at DESC LIMIT $2) UNION ALL '
+              '(SELECT * FROM %1$s AS l WHERE l.at > $1 ORDER BY l.at LIMIT $2)) AS b',
+        bqx._rows_by_time(m1, 'time', bqx._bar_columns(), NULL, NULL))
+        USING instant, bars;
+    CREATE TEMP TABLE bqx_bars_changed_after AS
+    WITH later AS (
+        SELECT b.*, row_number() OVER (ORDER BY b.time) - 1 AS n FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time > instant
+    ), changes AS (
+        SELECT l.*, l.n / 10 % 2 = 1 AS is_stair, 1 + 0.03 * sin((l.n + 1) ^ 2) AS share, level * (1 - 0.001 * (l.n % 10)) AS opens,
+               level * (1 - 0.001 * (l.n % 10) + CASE l.n % 10 WHEN 0 THEN 0.001 ELSE -0.0015 END) AS closes
+          FROM later AS l CROSS JOIN (SELECT avg(b.close) FROM pg_temp.bqx_bars_as_they_are AS b) AS a (level)
+    )
+    SELECT b.* FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time <= instant
+     UNION ALL
+    SELECT c.time, CASE WHEN is_stair THEN opens ELSE open * share END,
+           CASE WHEN is_stair THEN greatest(opens, closes) ELSE high * share END,
+           CASE WHEN is_stair THEN least(opens, closes) ELSE low * share END,
+           CASE WHEN is_stair THEN closes ELSE close * share END, volume * share, rate_index * share
+      FROM changes AS c;
+    CREATE UNIQUE INDEX ON pg_temp.bqx_bars_as_they_are (time);
+    CREATE UNIQUE INDEX ON pg_temp.bqx_bars_changed_after (time);
+    ANALYZE pg_temp.bqx_bars_as_they_are, pg_temp.bqx_bars_changed_after;
+END
+$$;
+
+-- SQL for everything that is computed of a table's bars: columns time, and a jsonb object of values by name.
+CREATE FUNCTION bqx._computed_of(bars regclass, expressions text[]) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format('SELECT e.time, to_jsonb(e) || coalesce(to_jsonb(b), ''{}'') || coalesce(to_jsonb(r), ''{}'') AS computed '
+                  'FROM (SELECT %s, time FROM %s WINDOW w AS (ORDER BY time)) AS e%s',
+                  array_to_string(expressions, ', '), bars,
+                  string_agg(format(' LEFT JOIN bqx._computed_rows(%L, %L, ''-infinity'', ''infinity'', %L) AS %I (at timestamptz%s) ON %4$I.at = e.time',
+                                    family, bars, names, alias,
+                                    (SELECT string_agg(format(', %I double precision', n), '' ORDER BY i)
+                                       FROM unnest(names) WITH ORDINALITY AS u (n, i))), ''))
+      FROM (VALUES ('bqx', 'b'), ('reg', 'r')) AS f (family, alias)
+     CROSS JOIN LATERAL bqx._metric_names(family) AS names
+$$;
+
+-- The values of two such objects side by side, those of composite ones under names of their own. (How many rows a window has, their n, is
+-- no value.)
+CREATE FUNCTION bqx._values_of(one jsonb, other jsonb) RETURNS TABLE (name text, a jsonb, b jsonb)
+LANGUAGE sql IMMUTABLE
+BEGIN ATOMIC
+    SELECT v.key || coalesce('_' || c.key, ''), coalesce(c.value, v.value),
+           CASE WHEN c.key IS NULL THEN other -> v.key ELSE other -> v.key -> c.key END
+      FROM jsonb_each(one) AS v
+      LEFT JOIN LATERAL jsonb_each(CASE jsonb_typeof(v.value) WHEN 'object' THEN v.value END) AS c ON true
+     WHERE v.key NOT IN ('time', 'at') AND c.key IS DISTINCT FROM 'n';
+END;
+
+CREATE FUNCTION bqx.verify_causality(
+    pair text, at timestamp with time zone DEFAULT NULL, bars int DEFAULT 1400, expressions text[] DEFAULT NULL)
+RETURNS TABLE (
+    feature text, is_causal boolean, rows_until bigint, changed_until bigint, rows_after bigint, changed_after bigint)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(bqx._check_pair(pair));
+    computed text[];
+    last_until timestamptz;
+BEGIN
+    IF (bars BETWEEN 2 AND 100000) IS NOT TRUE THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('bars must be between 2 and 100000, not %s', coalesce(bars::text, 'NULL')),
+            DETAIL = 'So many bars until the instant are compared, and as many after it.';
+    END IF;
+    EXECUTE format('SELECT b.at FROM %s AS b ORDER BY b.at DESC OFFSET %s LIMIT 1', bqx._rows_by_time(m1, 'time', '{}', NULL, NULL), bars)
+       INTO last_until;
+    last_until := coalesce(at, last_until);
+    IF last_until IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'no_data_found',
+            MESSAGE = format('%s has fewer than %s bars', m1, bars + 1),
+            HINT = 'SELECT * FROM bqx.verify_causality(pair, bars => …);  takes fewer.';
+    END IF;
+    SELECT array_agg(format('%s AS %I', e.expression, e.name)) INTO computed
+      FROM (SELECT i.name, i.expression FROM bqx._indicator_expressions() AS i
+             UNION ALL SELECT x, format('(%s)', x) FROM unnest(expressions) AS x) AS e;
+
+    PERFORM bqx._copy_bars_around(m1, last_until, bars);
+    IF NOT EXISTS (SELECT FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time <= last_until)
+       OR NOT EXISTS (SELECT FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time > last_until) THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'no_data_found',
+            MESSAGE = format('%s has no bars on both sides of %s', m1, last_until),
+            HINT = 'NULL takes an instant near the end of the bars.';
+    END IF;
+    -- Materialized, or each value would be computed anew for each name.
+    RETURN QUERY EXECUTE format(
+        'WITH a AS MATERIALIZED (%s), b AS MATERIALIZED (%s) '
+        'SELECT c.name, CASE WHEN bool_or(c.is_until AND c.differs) THEN false WHEN bool_or(c.differs) THEN true END, '
+               'count(*) FILTER (WHERE c.is_until), count(*) FILTER (WHERE c.is_until AND c.differs), '
+               'count(*) FILTER (WHERE NOT c.is_until), count(*) FILTER (WHERE NOT c.is_until AND c.differs) '
+        'FROM (SELECT v.name, v.a IS DISTINCT FROM v.b AS differs, a.time <= $1 AS is_until '
+              'FROM a JOIN b ON b.time = a.time '
+              'CROSS JOIN LATERAL bqx._values_of(a.computed, b.computed) AS v) AS c '
+        'GROUP BY c.name ORDER BY c.name',
+        bqx._computed_of('pg_temp.bqx_bars_as_they_are', computed), bqx._computed_of('pg_temp.bqx_bars_changed_after', computed))
+        USING last_until;
+    DROP TABLE pg_temp.bqx_bars_as_they_are, pg_temp.bqx_bars_changed_after;
+END
+$$;
+COMMENT ON FUNCTION bqx.verify_causality(text, timestamp with time zone, int, text[]) IS
+    'Changes bars after an instant, in a copy, and compares everything that is computed of bars until then: is_causal unless something differs';
+
+SET LOCAL search_path TO bqx, pg_temp;
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -7270,7 +8272,7 @@ COMMENT ON FUNCTION bqx.rate_index(double precision, double precision) IS
 /* <begin connected objects> */
 -- src/lib.rs
 -- requires:
---   training_set
+--   verify_causality
 
 -- finalize
 -- All stages in order, and the verification.

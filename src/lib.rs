@@ -102,6 +102,40 @@ extension_sql_file!(
         aggregates::quadratic_reg_xy::_quadratic_reg_xy_serialize,
         aggregates::quadratic_reg_xy::_quadratic_reg_xy_deserialize,
         aggregates::quadratic_reg_xy::_quadratic_reg_xy_final,
+        aggregates::rolling_corr::_rolling_corr_final,
+        aggregates::rolling_corr::_vwap_final,
+        aggregates::last_known::_last_known,
+    ]
+);
+extension_sql_file!(
+    "../sql/candle_patterns.sql",
+    name = "candle_patterns",
+    requires = ["preflight", aggregates::candlesticks::_candle_pattern_names]
+);
+extension_sql_file!(
+    "../sql/indicators.sql",
+    name = "indicators",
+    requires = [
+        aggregates::indicators::_sma,
+        aggregates::indicators::_ema,
+        aggregates::indicators::_wma,
+        aggregates::indicators::_rsi,
+        aggregates::indicators::_macd,
+        aggregates::indicators::_bollinger,
+        aggregates::indicators::_atr,
+        aggregates::indicators::_stochastic,
+        aggregates::indicators::_williams_r,
+        aggregates::indicators::_cci,
+        aggregates::indicators::_roc,
+        aggregates::indicators::_momentum,
+        aggregates::indicators::_obv,
+        aggregates::indicators::_realized_volatility,
+        aggregates::indicators::_indicator_final,
+        aggregates::indicators::_macd_final,
+        aggregates::indicators::_bollinger_final,
+        aggregates::indicators::_stochastic_final,
+        aggregates::candlesticks::_candlesticks,
+        aggregates::candlesticks::_candlesticks_final,
     ]
 );
 extension_sql_file!("../sql/registry.sql", name = "registry", requires = ["preflight", session::_caller]);
@@ -189,7 +223,29 @@ extension_sql_file!(
     name = "correlations",
     requires = ["training_set", correlations::_correlations]
 );
-extension_sql_file!("../sql/run_pipeline.sql", name = "run_pipeline", requires = ["training_set"], finalize);
+extension_sql_file!(
+    "../sql/cross_pair_correlation.sql",
+    name = "cross_pair_correlation",
+    requires = ["correlations", "aggregates"]
+);
+extension_sql_file!(
+    "../sql/currency_strength.sql",
+    name = "currency_strength",
+    requires = ["cross_pair_correlation"]
+);
+extension_sql_file!("../sql/market_regime.sql", name = "market_regime", requires = ["currency_strength"]);
+extension_sql_file!("../sql/time_features.sql", name = "time_features", requires = ["market_regime"]);
+extension_sql_file!(
+    "../sql/verify_causality.sql",
+    name = "verify_causality",
+    requires = ["time_features", "indicators"]
+);
+extension_sql_file!(
+    "../sql/run_pipeline.sql",
+    name = "run_pipeline",
+    requires = ["verify_causality"],
+    finalize
+);
 
 #[cfg(test)]
 pub mod pg_test {

@@ -4,7 +4,7 @@ use std::collections::TryReserveError;
 
 use num_bigint::BigInt;
 
-use crate::rounding::{nearest_ratio, two_sum};
+use crate::rounding::{CompensatedSum, nearest_ratio};
 
 /// How one column goes with another.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -91,7 +91,7 @@ impl Sample {
         Correlation {
             n: self.ranks.len(),
             pearson: pearson.map(|((x, xx), (y, yy))| {
-                let mut xy = Compensated::default();
+                let mut xy = CompensatedSum::default();
                 x.iter().zip(y).for_each(|(x, y)| xy.add(x * y));
                 (xy.value() / (xx * yy).sqrt()).clamp(-1.0, 1.0)
             }),
@@ -100,32 +100,12 @@ impl Sample {
     }
 }
 
-/// A sum whose rounding errors are summed beside it (Neumaier).
-#[derive(Clone, Copy, Default)]
-struct Compensated {
-    sum: f64,
-    error: f64,
-}
-
-impl Compensated {
-    #[inline]
-    fn add(&mut self, value: f64) {
-        let sum = two_sum(self.sum, value);
-        self.sum = sum.hi;
-        self.error += sum.lo;
-    }
-
-    fn value(self) -> f64 {
-        self.sum + self.error
-    }
-}
-
 /// See [`Sample`]. Sums are compensated, so what is rounded is each deviation and each product, once.
 fn deviations(values: &[f64]) -> Result<Option<(Vec<f64>, f64)>, TryReserveError> {
     let Some(&first) = values.first() else { return Ok(None) };
     // Halves: the difference of two doubles may be beyond the greatest.
     let half = |value: f64| value / 2.0 - first / 2.0;
-    let mut mean = Compensated::default();
+    let mut mean = CompensatedSum::default();
     values.iter().for_each(|&value| mean.add(half(value) / values.len() as f64));
     let mean = mean.value();
     let (least, greatest) = values.iter().fold((first, first), |(a, b), &value| (a.min(value), b.max(value)));
@@ -135,7 +115,7 @@ fn deviations(values: &[f64]) -> Result<Option<(Vec<f64>, f64)>, TryReserveError
     }
     let mut deviations = Vec::new();
     deviations.try_reserve_exact(values.len())?;
-    let mut squares = Compensated::default();
+    let mut squares = CompensatedSum::default();
     for &value in values {
         let deviation = (half(value) - mean) / reach;
         squares.add(deviation * deviation);

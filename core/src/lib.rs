@@ -16,6 +16,8 @@
 //! | [`scatter`] | quadratic regression with any x |
 //! | [`window_aggregate`], [`quadratic_aggregate`], [`scatter_aggregate`] | the same metrics as states that values are added to and taken from |
 //! | [`correlation`] | how many columns go with one |
+//! | [`indicators`] | technical indicators, value by value |
+//! | [`candlesticks`] | candlestick patterns, candle by candle |
 //! | [`calendar`] | UTC months |
 //! | [`changed_ranges`] | where a series changed, and which rows that affects |
 //! | [`bar_file`] | vendors' one-minute bar files |
@@ -28,12 +30,14 @@
 pub mod ball;
 pub mod bar_file;
 pub mod calendar;
+pub mod candlesticks;
 pub mod changed_ranges;
 pub mod columns;
 pub mod correlation;
 pub mod extrema;
 pub mod fixed;
 pub mod frame_rows;
+pub mod indicators;
 pub mod int256;
 pub mod market;
 pub mod moving_sums;

@@ -272,6 +272,36 @@ pub fn two_sum(a: f64, b: f64) -> DoubleDouble {
     DoubleDouble { hi, lo: (a - (hi - b_part)) + (b - b_part) }
 }
 
+/// A sum whose rounding errors are summed beside it (Neumaier 1974).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CompensatedSum {
+    sum: f64,
+    error: f64,
+}
+
+impl CompensatedSum {
+    #[inline]
+    pub fn add(&mut self, value: f64) {
+        let sum = two_sum(self.sum, value);
+        self.sum = sum.hi;
+        self.error += sum.lo;
+    }
+
+    #[inline]
+    pub fn value(self) -> f64 {
+        self.sum + self.error
+    }
+}
+
+impl FromIterator<f64> for CompensatedSum {
+    #[inline]
+    fn from_iter<V: IntoIterator<Item = f64>>(values: V) -> CompensatedSum {
+        let mut sum = CompensatedSum::default();
+        values.into_iter().for_each(|value| sum.add(value));
+        sum
+    }
+}
+
 impl DoubleDouble {
     /// `hi + lo` exactly, if `hi` is 0 or not smaller than `lo` (Dekker's fast two-sum).
     #[inline(always)]

@@ -289,6 +289,32 @@ impl<I: Whole> ScatterFrame<I> {
     }
 }
 
+impl<I: Whole> ScatterFrame<I> {
+    /// Pearson's correlation of x and y: the root, signed, of the double nearest to its square; `None` if either does not vary.
+    pub fn correlation(&self) -> Option<f64> {
+        let sums = self.sums.to_big();
+        let n = BigInt::from(sums.len);
+        let [s1, s2, _, _, t0, t1, _, q] = &sums.sums;
+        let (xx, xy, yy) = (cross(&n, s2, s1, s1), cross(&n, t1, s1, t0), cross(&n, q, t0, t0));
+        let spread = xx * yy;
+        if spread.is_zero() {
+            return None;
+        }
+        let size = BigInt::nearest(&xy.squared(), &spread, 0).sqrt();
+        Some(if xy < BigInt::ZERO { -size } else { size })
+    }
+
+    /// Mean of y with the weights x: Σ x·y / Σ x, the nearest double; `None` if the weights sum to 0.
+    pub fn weighted_mean(&self) -> Option<f64> {
+        let sums = self.sums.to_big();
+        let (x, y) = (self.x_reference.to_big(), self.y_reference.to_big());
+        let [s1, _, _, _, t0, t1, _, _] = &sums.sums;
+        let weight = s1 + &x * sums.len;
+        let weighted = t1 + &y * s1 + &x * (t0 + &y * sums.len);
+        (!weight.is_zero()).then(|| BigInt::nearest(&weighted, &weight, i64::from(self.y_exponent)))
+    }
+}
+
 impl ScatterFrame<Int256> {
     /// [`fit`](Self::fit) without big integers, or `None` where that cannot tell every metric. That is rare if the
     /// points are not far from 0: see [`ScatterSums::far_means`].

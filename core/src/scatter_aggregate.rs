@@ -177,14 +177,34 @@ impl ScatterAggregate {
 
     /// The fit; `None` for fewer than three distinct x, or if a point is not finite. Overflow gives ±∞.
     pub fn fit(&mut self) -> Option<QuadraticFit> {
-        if self.len < 3 || self.not_finite > 0 {
-            return None;
+        let end = self.end().filter(|_| self.len >= 3)?;
+        self.form.fit(end)
+    }
+
+    /// Pearson's correlation of x and y, the root of the double nearest to its square; `None` if either does not vary, or if a
+    /// point is not finite.
+    pub fn correlation(&self) -> Option<f64> {
+        match self.form.frame(self.end()?) {
+            Frame::Narrow(frame) => frame.correlation(),
+            Frame::Wide(frame) => frame.correlation(),
         }
+    }
+
+    /// Σ x·y / Σ x, the nearest double; `None` if the weights x sum to 0, or if a point is not finite. Overflow gives ±∞.
+    pub fn weighted_mean(&self) -> Option<f64> {
+        match self.form.frame(self.end()?) {
+            Frame::Narrow(frame) => frame.weighted_mean(),
+            Frame::Wide(frame) => frame.weighted_mean(),
+        }
+    }
+
+    /// The end of points that are all finite, if there are any.
+    fn end(&self) -> Option<(f64, f64)> {
         let end = match &self.points {
             Points::Growing { end } => *end,
             Points::Moving(moving) => moving.end.get(),
         };
-        self.form.fit(end.expect("there are finite points"))
+        end.filter(|_| self.not_finite == 0)
     }
 }
 
@@ -353,32 +373,45 @@ impl Form {
 
     fn fit(&mut self, end: (f64, f64)) -> Option<QuadraticFit> {
         self.centre();
+        match self.frame(end) {
+            Frame::Narrow(frame) => {
+                let mut estimated = None;
+                with_best_products(&frame, false, &mut estimated);
+                estimated.or_else(|| frame.fit())
+            }
+            Frame::Wide(frame) => frame.fit(),
+        }
+    }
+
+    /// The sums, and what they are counted from. `end` is as of [`Points`].
+    fn frame(&self, end: (f64, f64)) -> Frame {
         match self {
             Form::Narrow { x, y, centre, sums } => {
                 let whole = |n: i64| Int256::from(i128::from(n));
-                let frame = ScatterFrame {
+                Frame::Narrow(ScatterFrame {
                     sums: sums.clone(),
                     x_reference: whole(x.reference() + centre.0),
                     y_reference: whole(y.reference() + centre.1),
                     x_exponent: x.exponent(),
                     y_exponent: y.exponent(),
                     end: (whole(x.y(end.0) - centre.0), whole(y.y(end.1) - centre.1)),
-                };
-                let mut estimated = None;
-                with_best_products(&frame, false, &mut estimated);
-                estimated.or_else(|| frame.fit())
+                })
             }
-            Form::Wide { x_exponent, y_exponent, sums } => ScatterFrame {
+            Form::Wide { x_exponent, y_exponent, sums } => Frame::Wide(ScatterFrame {
                 sums: sums.clone(),
                 x_reference: BigInt::ZERO,
                 y_reference: BigInt::ZERO,
                 x_exponent: *x_exponent,
                 y_exponent: *y_exponent,
                 end: (big_whole(*x_exponent, end.0), big_whole(*y_exponent, end.1)),
-            }
-            .fit(),
+            }),
         }
     }
+}
+
+enum Frame {
+    Narrow(ScatterFrame<Int256>),
+    Wide(ScatterFrame<BigInt>),
 }
 
 /// The exponent of the grid of finite values, and their axis, if they fit one.

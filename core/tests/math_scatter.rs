@@ -9,7 +9,7 @@ use bqx_core::quadratic_aggregate::QuadraticAggregate;
 use bqx_core::scatter_aggregate::ScatterAggregate;
 use math_support::{Expected, Random, Rational, Series, exact, integer, is_nearest, root, solve_parabola};
 use nalgebra::{Matrix3, Vector3};
-use num_traits::{One, Zero};
+use num_traits::{One, Signed, Zero};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -99,6 +99,31 @@ fn check(fit: Option<QuadraticFit>, points: &[Point]) -> Result<(), TestCaseErro
     Ok(())
 }
 
+/// Correlation and weighted mean of finite points, straight from the definitions: the root of a nearest double, and a nearest one.
+fn check_means(aggregate: &ScatterAggregate, points: &[Point]) -> Result<(), TestCaseError> {
+    let exactly: Vec<(Rational, Rational)> = points.iter().map(|&(x, y)| (exact(x), exact(y))).collect();
+    let sum = |term: &dyn Fn(&(Rational, Rational)) -> Rational| exactly.iter().map(term).sum::<Rational>();
+    let n = integer(points.len().max(1) as i128);
+    let (x_mean, y_mean) = (sum(&|p| p.0.clone()) / &n, sum(&|p| p.1.clone()) / &n);
+    let xx = sum(&|(x, _)| (x - &x_mean) * (x - &x_mean));
+    let yy = sum(&|(_, y)| (y - &y_mean) * (y - &y_mean));
+    let xy = sum(&|(x, y)| (x - &x_mean) * (y - &y_mean));
+    let (weighted, weight) = (sum(&|(x, y)| x * y), sum(&|(x, _)| x.clone()));
+
+    match aggregate.correlation() {
+        Some(found) => {
+            prop_assert!(Expected::Bits(root(&(&xy * &xy / (&xx * &yy)))).is(found.abs()), "{points:?}");
+            prop_assert_eq!(found < 0.0, xy.is_negative() && found != 0.0);
+        }
+        None => prop_assert!(xx.is_zero() || yy.is_zero()),
+    }
+    match aggregate.weighted_mean() {
+        Some(found) => prop_assert!(Expected::Nearest(weighted / weight).is(found), "{points:?}"),
+        None => prop_assert!(weight.is_zero()),
+    }
+    Ok(())
+}
+
 fn points(x: Abscissa, y: Series, seed: u64, len: usize) -> Vec<Point> {
     x.values(seed, len).into_iter().zip(y.values(seed, len)).collect()
 }
@@ -141,6 +166,11 @@ proptest! {
             prop_assert_eq!(aggregate.len(), frame.len());
             if i % 4 == 0 {
                 check(aggregate.fit(), frame.make_contiguous())?;
+                if frame.iter().all(|(x, y)| x.is_finite() && y.is_finite()) {
+                    check_means(&aggregate, frame.make_contiguous())?;
+                } else {
+                    prop_assert_eq!((aggregate.correlation(), aggregate.weighted_mean()), (None, None));
+                }
             }
         }
     }
@@ -170,6 +200,7 @@ proptest! {
         }
         prop_assert_eq!(merged.len(), all.len());
         prop_assert_eq!(bits(merged.fit()), bits(whole));
+        check_means(&merged, &all)?;
     }
 
     /// On x = 0 … n-1 it is the other aggregate.

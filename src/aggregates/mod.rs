@@ -19,8 +19,12 @@ use pgrx::{Internal, pg_sys};
 use crate::errors::Failure;
 use crate::memory;
 
+pub mod candlesticks;
+pub mod indicators;
+pub mod last_known;
 pub mod quadratic_reg;
 pub mod quadratic_reg_xy;
+pub mod rolling_corr;
 pub mod window_metrics;
 
 /// The state behind `state`, made by `make` and owned by the aggregate's memory context if there is none yet: when
@@ -60,6 +64,14 @@ fn out_of_memory(_: TryReserveError) {
 /// A value of the composite type that the function being called returns.
 pub struct Composite(pg_sys::Datum);
 
+/// A column of it: `None` is NULL.
+type Cell = Option<pg_sys::Datum>;
+
+/// NaN and infinities are NULL; -0 becomes +0.
+fn cell(number: f64) -> Cell {
+    number.is_finite().then(|| pg_sys::Datum::from((number + 0.0).to_bits()))
+}
+
 impl Composite {
     /// `(n bigint, metrics double precision …)`: NaN and infinite metrics, or all for `None`, are NULL.
     ///
@@ -70,30 +82,45 @@ impl Composite {
         n: usize,
         metrics: Option<[f64; M]>,
     ) -> Composite {
-        let mut values = [pg_sys::Datum::null(); 16];
-        let mut nulls = [true; 16];
-        const { assert!(M < 16, "room for n and the metrics") };
-        (values[0], nulls[0]) = (pg_sys::Datum::from(n as i64), false);
-        let cells = values[1..].iter_mut().zip(&mut nulls[1..]);
-        for ((value, null), metric) in cells.zip(metrics.into_iter().flatten()) {
-            (*value, *null) = (pg_sys::Datum::from(metric.to_bits()), !metric.is_finite());
+        let n = (pg_sys::INT8OID, Some(pg_sys::Datum::from(n as i64)));
+        let metrics = metrics.unwrap_or([f64::NAN; M]).map(|metric| (pg_sys::FLOAT8OID, cell(metric)));
+        // Safety: the caller's.
+        unsafe { Composite::of_cells(fcinfo, std::iter::once(n).chain(metrics)) }
+    }
+
+    /// Columns by their types, in order.
+    ///
+    /// # Safety
+    /// `fcinfo` must be that of the function being called, and the values of the types beside them, which are passed by
+    /// value.
+    unsafe fn of_cells(
+        fcinfo: pg_sys::FunctionCallInfo,
+        cells: impl Iterator<Item = (pg_sys::Oid, Cell)>,
+    ) -> Composite {
+        const ROOM: usize = 16;
+        let (mut types, mut values) = ([pg_sys::InvalidOid; ROOM], [pg_sys::Datum::null(); ROOM]);
+        let (mut nulls, mut len) = ([true; ROOM], 0);
+        for (oid, cell) in cells {
+            (types[len], nulls[len]) = (oid, cell.is_none());
+            values[len] = cell.unwrap_or(pg_sys::Datum::null());
+            len += 1;
         }
-        // Safety: the descriptor has 1 + M columns of these types, which `result_desc` checks. The header of a formed
-        // tuple is a composite datum if, as here, no value is stored out of line.
+        // Safety: the descriptor has these columns, which `result_desc` checks. The header of a formed tuple is a
+        // composite datum if, as here, no value is stored out of line.
         unsafe {
-            let tuple =
-                pg_sys::heap_form_tuple(result_desc(fcinfo, M), values.as_mut_ptr(), nulls.as_mut_ptr());
+            let desc = result_desc(fcinfo, &types[..len]);
+            let tuple = pg_sys::heap_form_tuple(desc, values.as_mut_ptr(), nulls.as_mut_ptr());
             Composite(pg_sys::Datum::from((*tuple).t_data))
         }
     }
 }
 
-/// Descriptor of the composite type that the function being called returns, which must be a bigint and `metrics`
-/// doubles. Looked up once per query and kept with the function's call information.
+/// Descriptor of the composite type that the function being called returns, whose columns must have these types. Looked up
+/// once per query and kept with the function's call information.
 ///
 /// # Safety
 /// `fcinfo` must be that of a call in progress, and nothing else may use its `fn_extra`.
-unsafe fn result_desc(fcinfo: pg_sys::FunctionCallInfo, metrics: usize) -> pg_sys::TupleDesc {
+unsafe fn result_desc(fcinfo: pg_sys::FunctionCallInfo, types: &[pg_sys::Oid]) -> pg_sys::TupleDesc {
     // Safety: flinfo belongs to the call; what fn_extra points to lives in fn_mcxt, as long as flinfo does.
     unsafe {
         let flinfo = (*fcinfo).flinfo;
@@ -104,9 +131,8 @@ unsafe fn result_desc(fcinfo: pg_sys::FunctionCallInfo, metrics: usize) -> pg_sy
                 error!("the function's result is not a composite type");
             }
             let looked_up = pgrx::PgTupleDesc::from_pg_copy(desc);
-            let types: Vec<_> = looked_up.iter().map(|attribute| attribute.atttypid).collect();
-            if types[..1] != [pg_sys::INT8OID] || types[1..] != vec![pg_sys::FLOAT8OID; metrics] {
-                error!("the function's result type is not (bigint, {metrics} x double precision)");
+            if !looked_up.iter().map(|attribute| attribute.atttypid).eq(types.iter().copied()) {
+                error!("the columns of the function's result type are not those that it fills");
             }
             let previous = pg_sys::MemoryContextSwitchTo((*flinfo).fn_mcxt);
             (*flinfo).fn_extra = pg_sys::CreateTupleDescCopy(desc).cast();

@@ -1,0 +1,62 @@
+-- bqx.cross_pair_correlation: how pairs move together.
+
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
+-- How far back to read for what is to be known at an instant from so many bars: over a weekend and holidays, too.
+CREATE FUNCTION bqx._read_from(from_ts timestamp with time zone, bars int) RETURNS timestamp with time zone
+LANGUAGE sql IMMUTABLE
+RETURN coalesce(from_ts, '-infinity') - (make_interval(mins => bars) + interval '168 hours');
+
+-- SQL for the correlation of two pairs, in [$2, $3), of bars from $1 on. Bars count that both have; each one's return is since the one before.
+CREATE FUNCTION bqx._cross_pair_query(one text, other text, width int) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format(
+        'SELECT c.at, %L::text, %L::text, c.correlation '
+        'FROM (SELECT r.at, CASE WHEN count(*) OVER frame = %s THEN bqx.rolling_corr(r.one, r.other) OVER frame END AS correlation '
+              'FROM (SELECT a.at, a.close / lag(a.close) OVER by_time - 1 AS one, b.close / lag(b.close) OVER by_time - 1 AS other '
+                    'FROM %s AS a JOIN %s AS b ON b.at = a.at WINDOW by_time AS (ORDER BY a.at)) AS r '
+              'WHERE r.one IS NOT NULL AND r.other IS NOT NULL '
+              'WINDOW frame AS (ORDER BY r.at ROWS %s PRECEDING)) AS c '
+        'WHERE c.at >= $2 ORDER BY c.at',
+        one, other, width, bqx._rows_by_time(bqx._m1_table(one), 'time', '{close}', '$1', '$3'),
+        bqx._rows_by_time(bqx._m1_table(other), 'time', '{close}', '$1', '$3'), width - 1)
+$$;
+
+CREATE FUNCTION bqx.cross_pair_correlation(
+    pairs text[], from_ts timestamp with time zone, to_ts timestamp with time zone, width int)
+RETURNS TABLE (ts_utc timestamp with time zone, pair text, other text, correlation double precision)
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+AS $$
+DECLARE
+    chosen text[] := coalesce(bqx._check_pairs(pairs), bqx._pairs_with_bars());
+    one text;
+    another text;
+BEGIN
+    PERFORM bqx._check_time_range(from_ts, to_ts);
+    IF (width BETWEEN 2 AND 100000) IS NOT TRUE THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('width must be between 2 and 100000, not %s', coalesce(width::text, 'NULL')),
+            DETAIL = 'The width is the number of returns that a correlation is of.';
+    END IF;
+    IF coalesce(cardinality(chosen), 0) < 2 THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'there are no two pairs to compare',
+            HINT = 'Name at least two pairs that have bars.';
+    END IF;
+    FOR one, another IN
+        SELECT a.pair, b.pair
+          FROM unnest(chosen) WITH ORDINALITY AS a (pair, i) JOIN unnest(chosen) WITH ORDINALITY AS b (pair, i) ON a.i < b.i
+         ORDER BY a.i, b.i
+    LOOP
+        RETURN QUERY EXECUTE bqx._cross_pair_query(one, another, width)
+            USING bqx._read_from(from_ts, width), coalesce(from_ts, '-infinity'), coalesce(to_ts, 'infinity');
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION bqx.cross_pair_correlation(text[], timestamp with time zone, timestamp with time zone, int) IS
+    'Correlation of the last returns of each two of these pairs (NULL: all), at the bars in [from_ts, to_ts) that both have';
+
+SET LOCAL search_path TO bqx, pg_temp;

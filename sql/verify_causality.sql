@@ -1,0 +1,149 @@
+-- bqx.verify_causality: whether anything that is computed of a bar knows of bars after it.
+
+SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
+
+-- What can be computed of bars without looking ahead, one expression for each kind: over the columns of M1, in the window w.
+CREATE FUNCTION bqx._indicator_expressions() RETURNS TABLE (name text, expression text)
+LANGUAGE sql IMMUTABLE
+BEGIN ATOMIC
+    VALUES ('sma', 'bqx.sma(close, 20) OVER w'),
+           ('ema', 'bqx.ema(close, 12) OVER w'),
+           ('wma', 'bqx.wma(close, 30) OVER w'),
+           ('rsi', 'bqx.rsi(close, 14) OVER w'),
+           ('macd', 'bqx.macd(close, 12, 26, 9) OVER w'),
+           ('bollinger', 'bqx.bollinger(close, 20, 2) OVER w'),
+           ('atr', 'bqx.atr(high, low, close, 14) OVER w'),
+           ('stochastic', 'bqx.stochastic(high, low, close, 14, 3, 3) OVER w'),
+           ('williams_r', 'bqx.williams_r(high, low, close, 14) OVER w'),
+           ('cci', 'bqx.cci(high, low, close, 20) OVER w'),
+           ('roc', 'bqx.roc(close, 10) OVER w'),
+           ('momentum', 'bqx.momentum(close, 10) OVER w'),
+           ('obv', 'bqx.obv(close, volume) OVER w'),
+           ('vwap', 'bqx.vwap(close, volume) OVER w'),
+           ('realized_volatility', 'bqx.realized_volatility(close, 60) OVER w'),
+           ('last_known', 'bqx.last_known(close) OVER w'),
+           ('candlesticks', 'bqx.candlesticks(open, high, low, close) OVER w'),
+           ('rolling_corr', 'bqx.rolling_corr(high, low) OVER (w ROWS 59 PRECEDING)'),
+           ('bqx_window_metrics', 'bqx.bqx_window_metrics(close, 60) OVER (w ROWS 60 PRECEDING)'),
+           ('quadratic_reg', 'bqx.quadratic_reg(close) OVER (w ROWS 59 PRECEDING)'),
+           ('quadratic_reg_xy', 'bqx.quadratic_reg(close, high) OVER (w ROWS 59 PRECEDING)');
+END;
+
+-- Copies of bars around an instant: so many up to it, and as many after, once as they are and once with those after it changed. By turns, ten
+-- are moved by some per cent, each by others, and ten are stairs down after one bar up, so that there are candlestick patterns of every kind.
+CREATE FUNCTION bqx._copy_bars_around(m1 regclass, instant timestamp with time zone, bars int) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE format(
+        'CREATE TEMP TABLE bqx_bars_as_they_are AS '
+        'SELECT b.at AS time, b.open, b.high, b.low, b.close, b.volume, b.rate_index '
+        'FROM ((SELECT * FROM %1$s AS u WHERE u.at <= $1 ORDER BY u.at DESC LIMIT $2) UNION ALL '
+              '(SELECT * FROM %1$s AS l WHERE l.at > $1 ORDER BY l.at LIMIT $2)) AS b',
+        bqx._rows_by_time(m1, 'time', bqx._bar_columns(), NULL, NULL))
+        USING instant, bars;
+    CREATE TEMP TABLE bqx_bars_changed_after AS
+    WITH later AS (
+        SELECT b.*, row_number() OVER (ORDER BY b.time) - 1 AS n FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time > instant
+    ), changes AS (
+        SELECT l.*, l.n / 10 % 2 = 1 AS is_stair, 1 + 0.03 * sin((l.n + 1) ^ 2) AS share, level * (1 - 0.001 * (l.n % 10)) AS opens,
+               level * (1 - 0.001 * (l.n % 10) + CASE l.n % 10 WHEN 0 THEN 0.001 ELSE -0.0015 END) AS closes
+          FROM later AS l CROSS JOIN (SELECT avg(b.close) FROM pg_temp.bqx_bars_as_they_are AS b) AS a (level)
+    )
+    SELECT b.* FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time <= instant
+     UNION ALL
+    SELECT c.time, CASE WHEN is_stair THEN opens ELSE open * share END,
+           CASE WHEN is_stair THEN greatest(opens, closes) ELSE high * share END,
+           CASE WHEN is_stair THEN least(opens, closes) ELSE low * share END,
+           CASE WHEN is_stair THEN closes ELSE close * share END, volume * share, rate_index * share
+      FROM changes AS c;
+    CREATE UNIQUE INDEX ON pg_temp.bqx_bars_as_they_are (time);
+    CREATE UNIQUE INDEX ON pg_temp.bqx_bars_changed_after (time);
+    ANALYZE pg_temp.bqx_bars_as_they_are, pg_temp.bqx_bars_changed_after;
+END
+$$;
+
+-- SQL for everything that is computed of a table's bars: columns time, and a jsonb object of values by name.
+CREATE FUNCTION bqx._computed_of(bars regclass, expressions text[]) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format('SELECT e.time, to_jsonb(e) || coalesce(to_jsonb(b), ''{}'') || coalesce(to_jsonb(r), ''{}'') AS computed '
+                  'FROM (SELECT %s, time FROM %s WINDOW w AS (ORDER BY time)) AS e%s',
+                  array_to_string(expressions, ', '), bars,
+                  string_agg(format(' LEFT JOIN bqx._computed_rows(%L, %L, ''-infinity'', ''infinity'', %L) AS %I (at timestamptz%s) ON %4$I.at = e.time',
+                                    family, bars, names, alias,
+                                    (SELECT string_agg(format(', %I double precision', n), '' ORDER BY i)
+                                       FROM unnest(names) WITH ORDINALITY AS u (n, i))), ''))
+      FROM (VALUES ('bqx', 'b'), ('reg', 'r')) AS f (family, alias)
+     CROSS JOIN LATERAL bqx._metric_names(family) AS names
+$$;
+
+-- The values of two such objects side by side, those of composite ones under names of their own. (How many rows a window has, their n, is
+-- no value.)
+CREATE FUNCTION bqx._values_of(one jsonb, other jsonb) RETURNS TABLE (name text, a jsonb, b jsonb)
+LANGUAGE sql IMMUTABLE
+BEGIN ATOMIC
+    SELECT v.key || coalesce('_' || c.key, ''), coalesce(c.value, v.value),
+           CASE WHEN c.key IS NULL THEN other -> v.key ELSE other -> v.key -> c.key END
+      FROM jsonb_each(one) AS v
+      LEFT JOIN LATERAL jsonb_each(CASE jsonb_typeof(v.value) WHEN 'object' THEN v.value END) AS c ON true
+     WHERE v.key NOT IN ('time', 'at') AND c.key IS DISTINCT FROM 'n';
+END;
+
+CREATE FUNCTION bqx.verify_causality(
+    pair text, at timestamp with time zone DEFAULT NULL, bars int DEFAULT 1400, expressions text[] DEFAULT NULL)
+RETURNS TABLE (
+    feature text, is_causal boolean, rows_until bigint, changed_until bigint, rows_after bigint, changed_after bigint)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+AS $$
+DECLARE
+    m1 regclass := bqx._m1_table(bqx._check_pair(pair));
+    computed text[];
+    last_until timestamptz;
+BEGIN
+    IF (bars BETWEEN 2 AND 100000) IS NOT TRUE THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('bars must be between 2 and 100000, not %s', coalesce(bars::text, 'NULL')),
+            DETAIL = 'So many bars until the instant are compared, and as many after it.';
+    END IF;
+    EXECUTE format('SELECT b.at FROM %s AS b ORDER BY b.at DESC OFFSET %s LIMIT 1', bqx._rows_by_time(m1, 'time', '{}', NULL, NULL), bars)
+       INTO last_until;
+    last_until := coalesce(at, last_until);
+    IF last_until IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'no_data_found',
+            MESSAGE = format('%s has fewer than %s bars', m1, bars + 1),
+            HINT = 'SELECT * FROM bqx.verify_causality(pair, bars => …);  takes fewer.';
+    END IF;
+    SELECT array_agg(format('%s AS %I', e.expression, e.name)) INTO computed
+      FROM (SELECT i.name, i.expression FROM bqx._indicator_expressions() AS i
+             UNION ALL SELECT x, format('(%s)', x) FROM unnest(expressions) AS x) AS e;
+
+    PERFORM bqx._copy_bars_around(m1, last_until, bars);
+    IF NOT EXISTS (SELECT FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time <= last_until)
+       OR NOT EXISTS (SELECT FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time > last_until) THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'no_data_found',
+            MESSAGE = format('%s has no bars on both sides of %s', m1, last_until),
+            HINT = 'NULL takes an instant near the end of the bars.';
+    END IF;
+    -- Materialized, or each value would be computed anew for each name.
+    RETURN QUERY EXECUTE format(
+        'WITH a AS MATERIALIZED (%s), b AS MATERIALIZED (%s) '
+        'SELECT c.name, CASE WHEN bool_or(c.is_until AND c.differs) THEN false WHEN bool_or(c.differs) THEN true END, '
+               'count(*) FILTER (WHERE c.is_until), count(*) FILTER (WHERE c.is_until AND c.differs), '
+               'count(*) FILTER (WHERE NOT c.is_until), count(*) FILTER (WHERE NOT c.is_until AND c.differs) '
+        'FROM (SELECT v.name, v.a IS DISTINCT FROM v.b AS differs, a.time <= $1 AS is_until '
+              'FROM a JOIN b ON b.time = a.time '
+              'CROSS JOIN LATERAL bqx._values_of(a.computed, b.computed) AS v) AS c '
+        'GROUP BY c.name ORDER BY c.name',
+        bqx._computed_of('pg_temp.bqx_bars_as_they_are', computed), bqx._computed_of('pg_temp.bqx_bars_changed_after', computed))
+        USING last_until;
+    DROP TABLE pg_temp.bqx_bars_as_they_are, pg_temp.bqx_bars_changed_after;
+END
+$$;
+COMMENT ON FUNCTION bqx.verify_causality(text, timestamp with time zone, int, text[]) IS
+    'Changes bars after an instant, in a copy, and compares everything that is computed of bars until then: is_causal unless something differs';
+
+SET LOCAL search_path TO bqx, pg_temp;
