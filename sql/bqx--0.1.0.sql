@@ -6400,21 +6400,35 @@ COMMENT ON FUNCTION bqx.completion_report() IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/one_pair.rs
+-- bqx::one_pair::_shape_of
+
+CREATE FUNCTION bqx._shape_of(tables regclass[]) RETURNS text LANGUAGE c STABLE STRICT
+AS 'MODULE_PATHNAME', '_shape_of_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/lib.rs
 -- requires:
 --   completion_report
+--   one_pair::_shape_of
 
 -- How views and functions of one pair come into bqx_ml, are known again, and are taken by the planner. They are the caller's, not the
 -- extension's.
 
--- What the comment of something in bqx_ml says, so that it can be told what it was made from, and by which call.
-CREATE FUNCTION bqx._ml_comment(description text, query text, call text) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT format('%s (query %s). Made by %s', description, md5(query), call) $$;
+-- What the comment of something in bqx_ml says, so that it can be told what it was made from, and by which call. The shape of its tables, if
+-- given, tells sooner.
+CREATE FUNCTION bqx._ml_comment(description text, query text, call text, tables regclass[] DEFAULT NULL) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT format('%s (query %s%s). Made by %s', description, md5(query), ', tables ' || bqx._shape_of(tables), call) $$;
 
 CREATE FUNCTION bqx._is_made_of(comment text, query text) RETURNS boolean
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT coalesce(bqx._call_in(comment) IS NOT NULL AND strpos(comment, format(' (query %s). ', md5(query))) > 0, false) $$;
+AS $$ SELECT coalesce(bqx._call_in(comment) IS NOT NULL AND strpos(comment, format(' (query %s', md5(query))) > 0, false) $$;
+
+CREATE FUNCTION bqx._is_of_shape(comment text, tables regclass[]) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT coalesce(strpos(comment, format(', tables %s). Made by CALL bqx.', bqx._shape_of(tables))) > 0, false) $$;
 
 -- Gives a relation the rights that its predecessor's ACL has, but for its owner's.
 CREATE FUNCTION bqx._grant_as_before(rel regclass, acl aclitem[]) RETURNS void
@@ -6467,7 +6481,8 @@ END
 $$;
 
 -- Makes, or makes anew, the function in bqx_ml of one pair that the planner may take for the one of all.
-CREATE FUNCTION bqx._make_ml_function(function_name text, row_type text, query text, description text, call text) RETURNS void
+CREATE FUNCTION bqx._make_ml_function(
+    function_name text, row_type text, query text, description text, call text, tables regclass[] DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -6480,7 +6495,7 @@ BEGIN
             MESSAGE = format('function %s exists already, and was not made by bqx', signature),
             HINT = 'Rename it or drop it, then call again.';
     END IF;
-    IF comment IS NOT NULL AND NOT (bqx._is_made_of(comment, query) AND EXISTS (
+    IF comment IS NOT NULL AND NOT (bqx._is_made_of(comment, query) AND (tables IS NULL OR bqx._is_of_shape(comment, tables)) AND EXISTS (
         SELECT FROM pg_proc AS p JOIN pg_roles AS r ON r.oid = p.proowner
          WHERE p.oid = to_regprocedure(signature) AND r.rolname = current_user)) THEN
         EXECUTE format('DROP FUNCTION %s', signature);
@@ -6490,35 +6505,8 @@ BEGIN
         EXECUTE format('CREATE FUNCTION bqx_ml.%I(from_ts timestamp with time zone, to_ts timestamp with time zone) '
                        'RETURNS SETOF bqx.%I LANGUAGE sql STABLE PARALLEL SAFE ROWS 30000 BEGIN ATOMIC %s; END',
                        function_name, row_type, query);
-        EXECUTE format('COMMENT ON FUNCTION %s IS %L', signature, bqx._ml_comment(description, query, call));
+        EXECUTE format('COMMENT ON FUNCTION %s IS %L', signature, bqx._ml_comment(description, query, call, tables));
     END IF;
-END
-$$;
-
--- The function of one pair that may be called instead of a function over any pair (src/one_pair.rs); NULL: none. It will be run as
--- whoever asks, so it must be that role's own, a superuser's, or of who owns the schema; it must be made of what would be asked now,
--- the columns of tables included; and it opens nothing: both functions must be the role's to call.
-CREATE FUNCTION bqx._function_of_pair(of_any oid, pair text) RETURNS oid
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    own record;
-BEGIN
-    SELECT p.oid, g.proname AS kind, obj_description(p.oid, 'pg_proc') AS comment INTO own
-      FROM pg_proc AS g
-      JOIN pg_proc AS p ON p.pronamespace = g.pronamespace AND p.proname = g.proname || '_' || $2
-                       AND oidvectortypes(p.proargtypes) = 'timestamp with time zone, timestamp with time zone'
-      JOIN pg_language AS l ON l.oid = p.prolang
-      JOIN pg_roles AS r ON r.oid = p.proowner
-      JOIN pg_namespace AS s ON s.oid = p.pronamespace
-     WHERE g.oid = of_any AND p.prorettype = g.prorettype AND p.proretset AND NOT p.prosecdef AND l.lanname = 'sql'
-       AND (r.rolsuper OR r.rolname = current_user OR r.oid = s.nspowner)
-       AND has_function_privilege(p.oid, 'EXECUTE') AND has_function_privilege(g.oid, 'EXECUTE');
-    IF NOT FOUND THEN
-        RETURN NULL;
-    END IF;
-    RETURN CASE WHEN bqx._is_made_of(own.comment, CASE own.kind WHEN 'features' THEN bqx._feature_rows_query($2)
-                                                                ELSE bqx._related_rows_query($2) END) THEN own.oid END;
 END
 $$;
 /* </end connected objects> */
@@ -6594,14 +6582,15 @@ AS $$
                              bqx._as_key(rel, time_column, to_ts)) END)
 $$;
 
--- SQL for a pair's bars with these metrics, NULL where they have none yet. In a stretch of time if its ends are given, and then in the order
--- of time.
+-- SQL for a pair's bars with these metrics, NULL where they have none yet, after columns of the caller's. In a stretch of time if its ends are
+-- given, and then in the order of time.
 CREATE FUNCTION bqx._features_query(
-    pair text, bqx_names text[], reg_names text[], from_ts text DEFAULT NULL, to_ts text DEFAULT NULL) RETURNS text
+    pair text, bqx_names text[], reg_names text[], from_ts text DEFAULT NULL, to_ts text DEFAULT NULL, columns_before text DEFAULT '') RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT format(
-        'SELECT m.at AS time, m.at AS ts_utc%s FROM %s AS m LEFT JOIN %s AS b ON b.at = m.at LEFT JOIN %s AS r ON r.at = m.at%s',
+        'SELECT %sm.at AS time, m.at AS ts_utc%s FROM %s AS m LEFT JOIN %s AS b ON b.at = m.at LEFT JOIN %s AS r ON r.at = m.at%s',
+        columns_before,
         (SELECT string_agg(format(', %s.%I', alias, n), '' ORDER BY alias <> 'm', alias, i)
            FROM (VALUES ('m', bqx._bar_columns()), ('b', bqx_names), ('r', reg_names)) AS s (alias, names)
           CROSS JOIN LATERAL unnest(names) WITH ORDINALITY AS u (n, i)),
@@ -6611,13 +6600,12 @@ AS $$
         CASE WHEN from_ts IS NOT NULL THEN ' ORDER BY m.at' END)
 $$;
 
--- SQL for rows of bqx_ml.features, in [$1, $2).
+-- SQL for rows of bqx_ml.features, in [$1, $2). (Around a query that sorts, another would copy each row once more.)
 CREATE FUNCTION bqx._feature_rows_query(pair text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT format('SELECT %L::text AS pair, f.* FROM (%s) AS f', pair,
-                  bqx._features_query(pair, bqx._metric_names('bqx'), bqx._metric_names('reg'),
-                                      'coalesce($1, ''-infinity''::timestamptz)', 'coalesce($2, ''infinity''::timestamptz)'))
+    SELECT bqx._features_query(pair, bqx._metric_names('bqx'), bqx._metric_names('reg'), 'coalesce($1, ''-infinity''::timestamptz)',
+                               'coalesce($2, ''infinity''::timestamptz)', format('%L::text AS pair, ', pair))
 $$;
 
 -- One pair after the other, so that no statement is over the partitions of all. Where one pair is asked for, the planner may take the pair's
@@ -6687,7 +6675,8 @@ BEGIN
                                 bqx._metrics_of('reg', bqx._derived_table('reg', chosen_pair))),
             format('Bars of %s with their BQX and REG metrics', chosen_pair), call);
         PERFORM bqx._make_ml_function('features_' || chosen_pair, 'feature_row', bqx._feature_rows_query(chosen_pair),
-                                      format('Rows of bqx_ml.features for %s', chosen_pair), call);
+                                      format('Rows of bqx_ml.features for %s', chosen_pair), call,
+                                      bqx._tables_of_features(chosen_pair));
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -6868,6 +6857,48 @@ SET LOCAL search_path TO bqx, pg_temp;
 -- src/lib.rs
 -- requires:
 --   related
+
+-- What src/one_pair.rs asks.
+
+-- The tables that features of a pair are read from, of those that there are.
+CREATE FUNCTION bqx._tables_of_features(pair text) RETURNS regclass[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT array_agg(t ORDER BY i)
+      FROM unnest(ARRAY['m1_' || pair, bqx._derived_name('bqx', pair), bqx._derived_name('reg', pair)]) WITH ORDINALITY AS u (n, i)
+     CROSS JOIN LATERAL to_regclass(format('bqx.%I', n)) AS t
+     WHERE t IS NOT NULL
+$$;
+
+-- Whether a function with this comment is made of what would be asked now.
+CREATE FUNCTION bqx._is_current(kind text, pair text, comment text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN kind = 'related' THEN bqx._is_made_of(comment, bqx._related_rows_query(pair))
+                ELSE bqx._is_of_shape(comment, bqx._tables_of_features(pair)) OR bqx._is_made_of(comment, bqx._feature_rows_query(pair)) END
+$$;
+
+-- The function of one pair that may be called instead of a function over any pair (src/one_pair.rs); NULL: none. It will be run as
+-- whoever asks, so it must be that role's own, a superuser's, or of who owns the schema; it must be made of what would be asked now,
+-- the columns of tables included; and it opens nothing: both functions must be the role's to call.
+CREATE FUNCTION bqx._function_of_pair(of_any oid, pair text) RETURNS oid
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT p.oid
+      FROM pg_proc AS g
+      JOIN pg_namespace AS s ON s.oid = g.pronamespace
+      JOIN pg_proc AS p ON p.oid = to_regprocedure(format('%I.%I(timestamptz, timestamptz)', s.nspname, g.proname || '_' || pair))
+     WHERE g.oid = of_any AND p.prorettype = g.prorettype AND p.proretset AND NOT p.prosecdef AND p.prosqlbody IS NOT NULL
+       AND (p.proowner IN (s.nspowner, quote_ident(current_user)::regrole) OR (SELECT r.rolsuper FROM pg_roles AS r WHERE r.oid = p.proowner))
+       AND has_function_privilege(p.oid, 'EXECUTE') AND has_function_privilege(g.oid, 'EXECUTE')
+       AND bqx._is_current(g.proname, pair, obj_description(p.oid, 'pg_proc'))
+$$;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/lib.rs
+-- requires:
+--   one_pair
 
 -- bqx_ml.targets_<pair>, bqx_ml.targets and bqx_ml.training_set: what is to be predicted, beside what it is predicted from.
 
@@ -7101,7 +7132,7 @@ RETURN CASE WHEN known_at < cuts[1] THEN 'train'
             WHEN at >= starts[2] THEN 'test' END;
 
 CREATE FUNCTION bqx_ml.training_set(
-    pair text, from_ts timestamp with time zone, to_ts timestamp with time zone, horizon int,
+    pair text, from_ts timestamp with time zone, to_ts timestamp with time zone, horizon int DEFAULT 60,
     shares double precision[] DEFAULT '{0.8,0.1,0.1}', embargo interval DEFAULT NULL, width int DEFAULT 60)
 RETURNS SETOF bqx.training_row
 LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
@@ -7187,16 +7218,16 @@ BEGIN
 END
 $$;
 
--- The queries that _correlations takes for a pair's features, in the order of _feature_names, and for its targets, so many minutes before they stand.
--- Parameters as of _targets_query.
+-- The queries that _correlations takes for a pair's targets, so many minutes before they stand, and for its features, in the order of
+-- _feature_names. Parameters as of _targets_query.
 CREATE FUNCTION bqx._correlated_queries(pair text, horizon int, width int) RETURNS text[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT array_agg(format('SELECT r.at, %s FROM %s AS r ORDER BY r.at',
+    SELECT format('SELECT r.at - %L::interval, r.%I FROM %s AS r WHERE r.%2$I IS NOT NULL', make_interval(mins => horizon), target,
+                  bqx._rows_by_time(bqx._derived_table('bqx', pair), 'ts_utc', ARRAY[target], '$3', '$4'))
+        || array_agg(format('SELECT r.at, %s FROM %s AS r',
                             (SELECT string_agg(format('r.%I', n), ', ' ORDER BY i) FROM unnest(names) WITH ORDINALITY AS u (n, i)),
                             bqx._rows_by_time(rel, time_column, names, '$1', '$2')) ORDER BY ordinal)
-        || format('SELECT r.at - %L::interval, r.%I FROM %s AS r ORDER BY r.at', make_interval(mins => horizon), target,
-                  bqx._rows_by_time(bqx._derived_table('bqx', pair), 'ts_utc', ARRAY[target], '$3', '$4'))
       FROM (VALUES (1, bqx._m1_table(pair), 'time', bqx._bar_columns()),
                    (2, bqx._derived_table('bqx', pair), 'ts_utc', bqx._metric_names('bqx')),
                    (3, bqx._derived_table('reg', pair), 'ts_utc', bqx._metric_names('reg'))) AS s (ordinal, rel, time_column, names)
@@ -7637,10 +7668,27 @@ COMMENT ON AGGREGATE bqx.last_known(double precision) IS
 
 SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
 
--- How far back to read for what is to be known at an instant from so many bars: over a weekend and holidays, too.
-CREATE FUNCTION bqx._read_from(from_ts timestamp with time zone, bars int) RETURNS timestamp with time zone
-LANGUAGE sql IMMUTABLE
-RETURN coalesce(from_ts, '-infinity') - (make_interval(mins => bars) + interval '168 hours');
+-- The bar so many before an instant, of those that two pairs both have; -infinity if there are not as many. Looked for in a stretch that grows
+-- until it holds as many, so that a short look back does not read a long history.
+CREATE FUNCTION bqx._common_bar_before(one text, other text, instant timestamp with time zone, bars int) RETURNS timestamp with time zone
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+AS $$
+DECLARE
+    first_bar timestamptz := greatest((bqx._m1_span(bqx._m1_table(one))).first_bar, (bqx._m1_span(bqx._m1_table(other))).first_bar);
+    reach interval := make_interval(mins => 2 * bars) + interval '168 hours';
+    found timestamptz;
+BEGIN
+    WHILE found IS NULL AND isfinite(instant) LOOP
+        EXECUTE format('SELECT a.at FROM %s AS a JOIN %s AS b ON b.at = a.at ORDER BY a.at DESC OFFSET %s LIMIT 1',
+                       bqx._rows_by_time(bqx._m1_table(one), 'time', '{}', '$1', '$2'),
+                       bqx._rows_by_time(bqx._m1_table(other), 'time', '{}', '$1', '$2'), bars - 1)
+           INTO found USING instant - reach, instant;
+        EXIT WHEN (instant - reach > first_bar) IS NOT TRUE;
+        reach := 4 * reach;
+    END LOOP;
+    RETURN coalesce(found, '-infinity');
+END
+$$;
 
 -- SQL for the correlation of two pairs, in [$2, $3), of bars from $1 on. Bars count that both have; each one's return is since the one before.
 CREATE FUNCTION bqx._cross_pair_query(one text, other text, width int) RETURNS text
@@ -7687,7 +7735,7 @@ BEGIN
          ORDER BY a.i, b.i
     LOOP
         RETURN QUERY EXECUTE bqx._cross_pair_query(one, another, width)
-            USING bqx._read_from(from_ts, width), coalesce(from_ts, '-infinity'), coalesce(to_ts, 'infinity');
+            USING bqx._common_bar_before(one, another, from_ts, width + 1), coalesce(from_ts, '-infinity'), coalesce(to_ts, 'infinity');
     END LOOP;
 END
 $$;
@@ -7706,27 +7754,38 @@ SET LOCAL search_path TO bqx, pg_temp;
 
 SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
 
--- SQL for a currency's strength in [$2, $3), of bars from $1 on. The sum of the logarithms is in the order of the pairs' names, so that it is
--- the same double every time.
-CREATE FUNCTION bqx._currency_strength_query(currency text) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+-- SQL for a currency's strength in [$1, $2), of its pairs in [starts, $2): since the last bar of each before $1. The sum of the logarithms is
+-- in the order of the pairs' names, so that it is the same double every time.
+CREATE FUNCTION bqx._currency_strength_query(currency text, members text[], starts timestamp with time zone[]) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET DateStyle = 'ISO'
 AS $$
-    WITH members AS (
-        SELECT row_number() OVER (ORDER BY p.pair) AS i, CASE WHEN upper(p.base) = currency THEN '' ELSE '-' END AS sign,
-               bqx._rows_by_time(bqx._m1_table(p.pair), 'time', '{rate_index}', '$1', '$3') AS bars
-          FROM bqx.pairs AS p
-         WHERE currency IN (upper(p.base), upper(p.quote)) AND p.pair = ANY (bqx._pairs_with_bars())
-    )
     SELECT format(
         'SELECT k.at, 100 * exp((%s) / %s), k.bars FROM ('
         'SELECT m.at, m.bars, %s FROM ('
         'SELECT r.at, count(*)::int AS bars, %s FROM (%s) AS r GROUP BY r.at) AS m WINDOW by_time AS (ORDER BY m.at)) AS k '
-        'WHERE k.at >= $2 ORDER BY k.at',
+        'WHERE k.at >= $1 ORDER BY k.at',
         string_agg(format('k.v%s', i), ' + ' ORDER BY i), count(*),
         string_agg(format('bqx.last_known(m.v%s) OVER by_time AS v%1$s', i), ', ' ORDER BY i),
         string_agg(format('max(r.v) FILTER (WHERE r.i = %s) AS v%1$s', i), ', ' ORDER BY i),
-        string_agg(format('SELECT b.at, %s AS i, %sln(b.rate_index / 100) AS v FROM %s AS b', i, sign, bars), ' UNION ALL ' ORDER BY i))
-      FROM members
+        string_agg(format('SELECT b.at, %s AS i, %sln(b.rate_index / 100) AS v FROM %s AS b', i,
+                          CASE WHEN upper(p.base) = currency THEN '' ELSE '-' END,
+                          bqx._rows_by_time(bqx._m1_table(member), 'time', '{rate_index}', format('%L::timestamptz', starts[i]), '$2')),
+                   ' UNION ALL ' ORDER BY i))
+      FROM unnest(members) WITH ORDINALITY AS u (member, i) JOIN bqx.pairs AS p ON p.pair = member
+$$;
+
+-- The last bar of a pair before an instant; -infinity if there is none.
+CREATE FUNCTION bqx._last_bar_before(pair text, instant timestamp with time zone) RETURNS timestamp with time zone
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found timestamptz;
+BEGIN
+    EXECUTE format('SELECT a.at FROM %s AS a ORDER BY a.at DESC LIMIT 1',
+                   bqx._rows_by_time(bqx._m1_table(pair), 'time', '{}', '$1', '$2'))
+       INTO found USING '-infinity'::timestamptz, instant;
+    RETURN coalesce(found, '-infinity');
+END
 $$;
 
 CREATE FUNCTION bqx_ml.currency_strength(currency text, from_ts timestamp with time zone, to_ts timestamp with time zone)
@@ -7734,19 +7793,25 @@ RETURNS TABLE (ts_utc timestamp with time zone, strength double precision, bars 
 LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
 AS $$
 DECLARE
+    pairs_with_bars text[] := bqx._pairs_with_bars();
+    members text[] := ARRAY(SELECT p.pair FROM bqx.pairs AS p
+                             WHERE upper(currency) IN (upper(p.base), upper(p.quote)) AND p.pair = ANY (pairs_with_bars) ORDER BY p.pair);
     known text[] := ARRAY(SELECT DISTINCT upper(c) FROM bqx.pairs AS p CROSS JOIN LATERAL (VALUES (p.base), (p.quote)) AS v (c)
-                           WHERE p.pair = ANY (bqx._pairs_with_bars()) ORDER BY 1);
+                           WHERE p.pair = ANY (pairs_with_bars) ORDER BY 1);
 BEGIN
     PERFORM bqx._check_time_range(from_ts, to_ts);
-    IF upper(currency) = ANY (known) IS NOT TRUE THEN
+    IF members = '{}' THEN
         RAISE EXCEPTION USING
             ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('no pair with bars has the currency %s', coalesce(quote_literal(currency), 'NULL')),
             HINT = CASE WHEN known = '{}' THEN 'CALL bqx.ingest_m1(pair);  or  CALL bqx.simulate_m1(pairs, from_month, to_month);  makes bars.'
                 ELSE format('There are bars of %s.', bqx._listed(known, 20)) END;
     END IF;
-    RETURN QUERY EXECUTE bqx._currency_strength_query(upper(currency))
-        USING bqx._read_from(from_ts, 0), coalesce(from_ts, '-infinity'), coalesce(to_ts, 'infinity');
+    PERFORM bqx._check_has_index(m) FROM unnest(members) AS m;
+    RETURN QUERY EXECUTE bqx._currency_strength_query(
+            upper(currency), members,
+            ARRAY(SELECT bqx._last_bar_before(m, coalesce(from_ts, '-infinity')) FROM unnest(members) WITH ORDINALITY AS u (m, i) ORDER BY i))
+        USING coalesce(from_ts, '-infinity'), coalesce(to_ts, 'infinity');
 END
 $$;
 COMMENT ON FUNCTION bqx_ml.currency_strength(text, timestamp with time zone, timestamp with time zone) IS
@@ -7856,7 +7921,7 @@ CREATE TYPE bqx.time_feature_row AS (
     near_weekend boolean
 );
 COMMENT ON TYPE bqx.time_feature_row IS 'What the clock says of an instant, as bqx.time_features returns it';
-COMMENT ON COLUMN bqx.time_feature_row.hour_sin IS 'sine of the time of day (UTC, to the minute) as an angle';
+COMMENT ON COLUMN bqx.time_feature_row.hour_sin IS 'sine of the time of day (UTC) as an angle';
 COMMENT ON COLUMN bqx.time_feature_row.hour_cos IS 'its cosine';
 COMMENT ON COLUMN bqx.time_feature_row.weekday_sin IS 'sine of the day of the week (UTC, Monday 0) as an angle';
 COMMENT ON COLUMN bqx.time_feature_row.weekday_cos IS 'its cosine';
@@ -8177,12 +8242,13 @@ AS $$
      CROSS JOIN LATERAL bqx._metric_names(family) AS names
 $$;
 
--- The values of two such objects side by side, those of composite ones under names of their own. (How many rows a window has, their n, is
+-- The values of two such objects side by side, e1, e2 … under these names, those of composite ones under names of their own. (How many rows a window has, their n, is
 -- no value.)
-CREATE FUNCTION bqx._values_of(one jsonb, other jsonb) RETURNS TABLE (name text, a jsonb, b jsonb)
+CREATE FUNCTION bqx._values_of(names text[], one jsonb, other jsonb) RETURNS TABLE (name text, a jsonb, b jsonb)
 LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
-    SELECT v.key || coalesce('_' || c.key, ''), coalesce(c.value, v.value),
+    SELECT CASE WHEN v.key ~ '^e[0-9]+$' THEN names[substr(v.key, 2)::int] ELSE v.key END || coalesce('_' || c.key, ''),
+           coalesce(c.value, v.value),
            CASE WHEN c.key IS NULL THEN other -> v.key ELSE other -> v.key -> c.key END
       FROM jsonb_each(one) AS v
       LEFT JOIN LATERAL jsonb_each(CASE jsonb_typeof(v.value) WHEN 'object' THEN v.value END) AS c ON true
@@ -8197,6 +8263,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
 AS $$
 DECLARE
     m1 regclass := bqx._m1_table(bqx._check_pair(pair));
+    names text[];
     computed text[];
     last_until timestamptz;
 BEGIN
@@ -8215,9 +8282,10 @@ BEGIN
             MESSAGE = format('%s has fewer than %s bars', m1, bars + 1),
             HINT = 'SELECT * FROM bqx.verify_causality(pair, bars => …);  takes fewer.';
     END IF;
-    SELECT array_agg(format('%s AS %I', e.expression, e.name)) INTO computed
-      FROM (SELECT i.name, i.expression FROM bqx._indicator_expressions() AS i
-             UNION ALL SELECT x, format('(%s)', x) FROM unnest(expressions) AS x) AS e;
+    -- Expressions are numbered: as names, long ones would be cut, and taken for each other.
+    SELECT array_agg(e.name ORDER BY e.i), array_agg(format(E'(%s\n) AS e%s', e.expression, e.i) ORDER BY e.i) INTO names, computed
+      FROM (SELECT row_number() OVER () AS i, u.*
+              FROM (SELECT * FROM bqx._indicator_expressions() UNION ALL SELECT x, x FROM unnest(expressions) AS x) AS u) AS e;
 
     PERFORM bqx._copy_bars_around(m1, last_until, bars);
     IF NOT EXISTS (SELECT FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time <= last_until)
@@ -8230,15 +8298,15 @@ BEGIN
     -- Materialized, or each value would be computed anew for each name.
     RETURN QUERY EXECUTE format(
         'WITH a AS MATERIALIZED (%s), b AS MATERIALIZED (%s) '
-        'SELECT c.name, CASE WHEN bool_or(c.is_until AND c.differs) THEN false WHEN bool_or(c.differs) THEN true END, '
-               'count(*) FILTER (WHERE c.is_until), count(*) FILTER (WHERE c.is_until AND c.differs), '
-               'count(*) FILTER (WHERE NOT c.is_until), count(*) FILTER (WHERE NOT c.is_until AND c.differs) '
-        'FROM (SELECT v.name, v.a IS DISTINCT FROM v.b AS differs, a.time <= $1 AS is_until '
-              'FROM a JOIN b ON b.time = a.time '
-              'CROSS JOIN LATERAL bqx._values_of(a.computed, b.computed) AS v) AS c '
-        'GROUP BY c.name ORDER BY c.name',
+        'SELECT c.name, CASE WHEN changed_until > 0 THEN false WHEN known_until > 0 AND changed_after > 0 THEN true END, '
+               'known_until, changed_until, known_after, changed_after '
+        'FROM (SELECT v.name, count(*) FILTER (WHERE is_until AND is_known), count(*) FILTER (WHERE is_until AND v.a IS DISTINCT FROM v.b), '
+                     'count(*) FILTER (WHERE NOT is_until AND is_known), count(*) FILTER (WHERE NOT is_until AND v.a IS DISTINCT FROM v.b) '
+              'FROM a JOIN b ON b.time = a.time CROSS JOIN LATERAL bqx._values_of($2, a.computed, b.computed) AS v '
+              'CROSS JOIN LATERAL (SELECT a.time <= $1, v.a <> ''null'' OR v.b <> ''null'') AS k (is_until, is_known) '
+              'GROUP BY v.name) AS c (name, known_until, changed_until, known_after, changed_after) ORDER BY c.name',
         bqx._computed_of('pg_temp.bqx_bars_as_they_are', computed), bqx._computed_of('pg_temp.bqx_bars_changed_after', computed))
-        USING last_until;
+        USING last_until, names;
     DROP TABLE pg_temp.bqx_bars_as_they_are, pg_temp.bqx_bars_changed_after;
 END
 $$;

@@ -25,16 +25,16 @@ BEGIN
 END
 $$;
 
--- The queries that _correlations takes for a pair's features, in the order of _feature_names, and for its targets, so many minutes before they stand.
--- Parameters as of _targets_query.
+-- The queries that _correlations takes for a pair's targets, so many minutes before they stand, and for its features, in the order of
+-- _feature_names. Parameters as of _targets_query.
 CREATE FUNCTION bqx._correlated_queries(pair text, horizon int, width int) RETURNS text[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT array_agg(format('SELECT r.at, %s FROM %s AS r ORDER BY r.at',
+    SELECT format('SELECT r.at - %L::interval, r.%I FROM %s AS r WHERE r.%2$I IS NOT NULL', make_interval(mins => horizon), target,
+                  bqx._rows_by_time(bqx._derived_table('bqx', pair), 'ts_utc', ARRAY[target], '$3', '$4'))
+        || array_agg(format('SELECT r.at, %s FROM %s AS r',
                             (SELECT string_agg(format('r.%I', n), ', ' ORDER BY i) FROM unnest(names) WITH ORDINALITY AS u (n, i)),
                             bqx._rows_by_time(rel, time_column, names, '$1', '$2')) ORDER BY ordinal)
-        || format('SELECT r.at - %L::interval, r.%I FROM %s AS r ORDER BY r.at', make_interval(mins => horizon), target,
-                  bqx._rows_by_time(bqx._derived_table('bqx', pair), 'ts_utc', ARRAY[target], '$3', '$4'))
       FROM (VALUES (1, bqx._m1_table(pair), 'time', bqx._bar_columns()),
                    (2, bqx._derived_table('bqx', pair), 'ts_utc', bqx._metric_names('bqx')),
                    (3, bqx._derived_table('reg', pair), 'ts_utc', bqx._metric_names('reg'))) AS s (ordinal, rel, time_column, names)

@@ -2,10 +2,27 @@
 
 SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
 
--- How far back to read for what is to be known at an instant from so many bars: over a weekend and holidays, too.
-CREATE FUNCTION bqx._read_from(from_ts timestamp with time zone, bars int) RETURNS timestamp with time zone
-LANGUAGE sql IMMUTABLE
-RETURN coalesce(from_ts, '-infinity') - (make_interval(mins => bars) + interval '168 hours');
+-- The bar so many before an instant, of those that two pairs both have; -infinity if there are not as many. Looked for in a stretch that grows
+-- until it holds as many, so that a short look back does not read a long history.
+CREATE FUNCTION bqx._common_bar_before(one text, other text, instant timestamp with time zone, bars int) RETURNS timestamp with time zone
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+AS $$
+DECLARE
+    first_bar timestamptz := greatest((bqx._m1_span(bqx._m1_table(one))).first_bar, (bqx._m1_span(bqx._m1_table(other))).first_bar);
+    reach interval := make_interval(mins => 2 * bars) + interval '168 hours';
+    found timestamptz;
+BEGIN
+    WHILE found IS NULL AND isfinite(instant) LOOP
+        EXECUTE format('SELECT a.at FROM %s AS a JOIN %s AS b ON b.at = a.at ORDER BY a.at DESC OFFSET %s LIMIT 1',
+                       bqx._rows_by_time(bqx._m1_table(one), 'time', '{}', '$1', '$2'),
+                       bqx._rows_by_time(bqx._m1_table(other), 'time', '{}', '$1', '$2'), bars - 1)
+           INTO found USING instant - reach, instant;
+        EXIT WHEN (instant - reach > first_bar) IS NOT TRUE;
+        reach := 4 * reach;
+    END LOOP;
+    RETURN coalesce(found, '-infinity');
+END
+$$;
 
 -- SQL for the correlation of two pairs, in [$2, $3), of bars from $1 on. Bars count that both have; each one's return is since the one before.
 CREATE FUNCTION bqx._cross_pair_query(one text, other text, width int) RETURNS text
@@ -52,7 +69,7 @@ BEGIN
          ORDER BY a.i, b.i
     LOOP
         RETURN QUERY EXECUTE bqx._cross_pair_query(one, another, width)
-            USING bqx._read_from(from_ts, width), coalesce(from_ts, '-infinity'), coalesce(to_ts, 'infinity');
+            USING bqx._common_bar_before(one, another, from_ts, width + 1), coalesce(from_ts, '-infinity'), coalesce(to_ts, 'infinity');
     END LOOP;
 END
 $$;

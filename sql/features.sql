@@ -63,14 +63,15 @@ AS $$
                              bqx._as_key(rel, time_column, to_ts)) END)
 $$;
 
--- SQL for a pair's bars with these metrics, NULL where they have none yet. In a stretch of time if its ends are given, and then in the order
--- of time.
+-- SQL for a pair's bars with these metrics, NULL where they have none yet, after columns of the caller's. In a stretch of time if its ends are
+-- given, and then in the order of time.
 CREATE FUNCTION bqx._features_query(
-    pair text, bqx_names text[], reg_names text[], from_ts text DEFAULT NULL, to_ts text DEFAULT NULL) RETURNS text
+    pair text, bqx_names text[], reg_names text[], from_ts text DEFAULT NULL, to_ts text DEFAULT NULL, columns_before text DEFAULT '') RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT format(
-        'SELECT m.at AS time, m.at AS ts_utc%s FROM %s AS m LEFT JOIN %s AS b ON b.at = m.at LEFT JOIN %s AS r ON r.at = m.at%s',
+        'SELECT %sm.at AS time, m.at AS ts_utc%s FROM %s AS m LEFT JOIN %s AS b ON b.at = m.at LEFT JOIN %s AS r ON r.at = m.at%s',
+        columns_before,
         (SELECT string_agg(format(', %s.%I', alias, n), '' ORDER BY alias <> 'm', alias, i)
            FROM (VALUES ('m', bqx._bar_columns()), ('b', bqx_names), ('r', reg_names)) AS s (alias, names)
           CROSS JOIN LATERAL unnest(names) WITH ORDINALITY AS u (n, i)),
@@ -80,13 +81,12 @@ AS $$
         CASE WHEN from_ts IS NOT NULL THEN ' ORDER BY m.at' END)
 $$;
 
--- SQL for rows of bqx_ml.features, in [$1, $2).
+-- SQL for rows of bqx_ml.features, in [$1, $2). (Around a query that sorts, another would copy each row once more.)
 CREATE FUNCTION bqx._feature_rows_query(pair text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT format('SELECT %L::text AS pair, f.* FROM (%s) AS f', pair,
-                  bqx._features_query(pair, bqx._metric_names('bqx'), bqx._metric_names('reg'),
-                                      'coalesce($1, ''-infinity''::timestamptz)', 'coalesce($2, ''infinity''::timestamptz)'))
+    SELECT bqx._features_query(pair, bqx._metric_names('bqx'), bqx._metric_names('reg'), 'coalesce($1, ''-infinity''::timestamptz)',
+                               'coalesce($2, ''infinity''::timestamptz)', format('%L::text AS pair, ', pair))
 $$;
 
 -- One pair after the other, so that no statement is over the partitions of all. Where one pair is asked for, the planner may take the pair's
@@ -156,7 +156,8 @@ BEGIN
                                 bqx._metrics_of('reg', bqx._derived_table('reg', chosen_pair))),
             format('Bars of %s with their BQX and REG metrics', chosen_pair), call);
         PERFORM bqx._make_ml_function('features_' || chosen_pair, 'feature_row', bqx._feature_rows_query(chosen_pair),
-                                      format('Rows of bqx_ml.features for %s', chosen_pair), call);
+                                      format('Rows of bqx_ml.features for %s', chosen_pair), call,
+                                      bqx._tables_of_features(chosen_pair));
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;

@@ -15,7 +15,7 @@ CREATE TYPE bqx.time_feature_row AS (
     near_weekend boolean
 );
 COMMENT ON TYPE bqx.time_feature_row IS 'What the clock says of an instant, as bqx.time_features returns it';
-COMMENT ON COLUMN bqx.time_feature_row.hour_sin IS 'sine of the time of day (UTC, to the minute) as an angle';
+COMMENT ON COLUMN bqx.time_feature_row.hour_sin IS 'sine of the time of day (UTC) as an angle';
 COMMENT ON COLUMN bqx.time_feature_row.hour_cos IS 'its cosine';
 COMMENT ON COLUMN bqx.time_feature_row.weekday_sin IS 'sine of the day of the week (UTC, Monday 0) as an angle';
 COMMENT ON COLUMN bqx.time_feature_row.weekday_cos IS 'its cosine';

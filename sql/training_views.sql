@@ -1,14 +1,19 @@
 -- How views and functions of one pair come into bqx_ml, are known again, and are taken by the planner. They are the caller's, not the
 -- extension's.
 
--- What the comment of something in bqx_ml says, so that it can be told what it was made from, and by which call.
-CREATE FUNCTION bqx._ml_comment(description text, query text, call text) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT format('%s (query %s). Made by %s', description, md5(query), call) $$;
+-- What the comment of something in bqx_ml says, so that it can be told what it was made from, and by which call. The shape of its tables, if
+-- given, tells sooner.
+CREATE FUNCTION bqx._ml_comment(description text, query text, call text, tables regclass[] DEFAULT NULL) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT format('%s (query %s%s). Made by %s', description, md5(query), ', tables ' || bqx._shape_of(tables), call) $$;
 
 CREATE FUNCTION bqx._is_made_of(comment text, query text) RETURNS boolean
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT coalesce(bqx._call_in(comment) IS NOT NULL AND strpos(comment, format(' (query %s). ', md5(query))) > 0, false) $$;
+AS $$ SELECT coalesce(bqx._call_in(comment) IS NOT NULL AND strpos(comment, format(' (query %s', md5(query))) > 0, false) $$;
+
+CREATE FUNCTION bqx._is_of_shape(comment text, tables regclass[]) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT coalesce(strpos(comment, format(', tables %s). Made by CALL bqx.', bqx._shape_of(tables))) > 0, false) $$;
 
 -- Gives a relation the rights that its predecessor's ACL has, but for its owner's.
 CREATE FUNCTION bqx._grant_as_before(rel regclass, acl aclitem[]) RETURNS void
@@ -61,7 +66,8 @@ END
 $$;
 
 -- Makes, or makes anew, the function in bqx_ml of one pair that the planner may take for the one of all.
-CREATE FUNCTION bqx._make_ml_function(function_name text, row_type text, query text, description text, call text) RETURNS void
+CREATE FUNCTION bqx._make_ml_function(
+    function_name text, row_type text, query text, description text, call text, tables regclass[] DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -74,7 +80,7 @@ BEGIN
             MESSAGE = format('function %s exists already, and was not made by bqx', signature),
             HINT = 'Rename it or drop it, then call again.';
     END IF;
-    IF comment IS NOT NULL AND NOT (bqx._is_made_of(comment, query) AND EXISTS (
+    IF comment IS NOT NULL AND NOT (bqx._is_made_of(comment, query) AND (tables IS NULL OR bqx._is_of_shape(comment, tables)) AND EXISTS (
         SELECT FROM pg_proc AS p JOIN pg_roles AS r ON r.oid = p.proowner
          WHERE p.oid = to_regprocedure(signature) AND r.rolname = current_user)) THEN
         EXECUTE format('DROP FUNCTION %s', signature);
@@ -84,34 +90,7 @@ BEGIN
         EXECUTE format('CREATE FUNCTION bqx_ml.%I(from_ts timestamp with time zone, to_ts timestamp with time zone) '
                        'RETURNS SETOF bqx.%I LANGUAGE sql STABLE PARALLEL SAFE ROWS 30000 BEGIN ATOMIC %s; END',
                        function_name, row_type, query);
-        EXECUTE format('COMMENT ON FUNCTION %s IS %L', signature, bqx._ml_comment(description, query, call));
+        EXECUTE format('COMMENT ON FUNCTION %s IS %L', signature, bqx._ml_comment(description, query, call, tables));
     END IF;
-END
-$$;
-
--- The function of one pair that may be called instead of a function over any pair (src/one_pair.rs); NULL: none. It will be run as
--- whoever asks, so it must be that role's own, a superuser's, or of who owns the schema; it must be made of what would be asked now,
--- the columns of tables included; and it opens nothing: both functions must be the role's to call.
-CREATE FUNCTION bqx._function_of_pair(of_any oid, pair text) RETURNS oid
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    own record;
-BEGIN
-    SELECT p.oid, g.proname AS kind, obj_description(p.oid, 'pg_proc') AS comment INTO own
-      FROM pg_proc AS g
-      JOIN pg_proc AS p ON p.pronamespace = g.pronamespace AND p.proname = g.proname || '_' || $2
-                       AND oidvectortypes(p.proargtypes) = 'timestamp with time zone, timestamp with time zone'
-      JOIN pg_language AS l ON l.oid = p.prolang
-      JOIN pg_roles AS r ON r.oid = p.proowner
-      JOIN pg_namespace AS s ON s.oid = p.pronamespace
-     WHERE g.oid = of_any AND p.prorettype = g.prorettype AND p.proretset AND NOT p.prosecdef AND l.lanname = 'sql'
-       AND (r.rolsuper OR r.rolname = current_user OR r.oid = s.nspowner)
-       AND has_function_privilege(p.oid, 'EXECUTE') AND has_function_privilege(g.oid, 'EXECUTE');
-    IF NOT FOUND THEN
-        RETURN NULL;
-    END IF;
-    RETURN CASE WHEN bqx._is_made_of(own.comment, CASE own.kind WHEN 'features' THEN bqx._feature_rows_query($2)
-                                                                ELSE bqx._related_rows_query($2) END) THEN own.oid END;
 END
 $$;

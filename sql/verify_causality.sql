@@ -78,12 +78,13 @@ AS $$
      CROSS JOIN LATERAL bqx._metric_names(family) AS names
 $$;
 
--- The values of two such objects side by side, those of composite ones under names of their own. (How many rows a window has, their n, is
+-- The values of two such objects side by side, e1, e2 … under these names, those of composite ones under names of their own. (How many rows a window has, their n, is
 -- no value.)
-CREATE FUNCTION bqx._values_of(one jsonb, other jsonb) RETURNS TABLE (name text, a jsonb, b jsonb)
+CREATE FUNCTION bqx._values_of(names text[], one jsonb, other jsonb) RETURNS TABLE (name text, a jsonb, b jsonb)
 LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
-    SELECT v.key || coalesce('_' || c.key, ''), coalesce(c.value, v.value),
+    SELECT CASE WHEN v.key ~ '^e[0-9]+$' THEN names[substr(v.key, 2)::int] ELSE v.key END || coalesce('_' || c.key, ''),
+           coalesce(c.value, v.value),
            CASE WHEN c.key IS NULL THEN other -> v.key ELSE other -> v.key -> c.key END
       FROM jsonb_each(one) AS v
       LEFT JOIN LATERAL jsonb_each(CASE jsonb_typeof(v.value) WHEN 'object' THEN v.value END) AS c ON true
@@ -98,6 +99,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
 AS $$
 DECLARE
     m1 regclass := bqx._m1_table(bqx._check_pair(pair));
+    names text[];
     computed text[];
     last_until timestamptz;
 BEGIN
@@ -116,9 +118,10 @@ BEGIN
             MESSAGE = format('%s has fewer than %s bars', m1, bars + 1),
             HINT = 'SELECT * FROM bqx.verify_causality(pair, bars => …);  takes fewer.';
     END IF;
-    SELECT array_agg(format('%s AS %I', e.expression, e.name)) INTO computed
-      FROM (SELECT i.name, i.expression FROM bqx._indicator_expressions() AS i
-             UNION ALL SELECT x, format('(%s)', x) FROM unnest(expressions) AS x) AS e;
+    -- Expressions are numbered: as names, long ones would be cut, and taken for each other.
+    SELECT array_agg(e.name ORDER BY e.i), array_agg(format(E'(%s\n) AS e%s', e.expression, e.i) ORDER BY e.i) INTO names, computed
+      FROM (SELECT row_number() OVER () AS i, u.*
+              FROM (SELECT * FROM bqx._indicator_expressions() UNION ALL SELECT x, x FROM unnest(expressions) AS x) AS u) AS e;
 
     PERFORM bqx._copy_bars_around(m1, last_until, bars);
     IF NOT EXISTS (SELECT FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time <= last_until)
@@ -131,15 +134,15 @@ BEGIN
     -- Materialized, or each value would be computed anew for each name.
     RETURN QUERY EXECUTE format(
         'WITH a AS MATERIALIZED (%s), b AS MATERIALIZED (%s) '
-        'SELECT c.name, CASE WHEN bool_or(c.is_until AND c.differs) THEN false WHEN bool_or(c.differs) THEN true END, '
-               'count(*) FILTER (WHERE c.is_until), count(*) FILTER (WHERE c.is_until AND c.differs), '
-               'count(*) FILTER (WHERE NOT c.is_until), count(*) FILTER (WHERE NOT c.is_until AND c.differs) '
-        'FROM (SELECT v.name, v.a IS DISTINCT FROM v.b AS differs, a.time <= $1 AS is_until '
-              'FROM a JOIN b ON b.time = a.time '
-              'CROSS JOIN LATERAL bqx._values_of(a.computed, b.computed) AS v) AS c '
-        'GROUP BY c.name ORDER BY c.name',
+        'SELECT c.name, CASE WHEN changed_until > 0 THEN false WHEN known_until > 0 AND changed_after > 0 THEN true END, '
+               'known_until, changed_until, known_after, changed_after '
+        'FROM (SELECT v.name, count(*) FILTER (WHERE is_until AND is_known), count(*) FILTER (WHERE is_until AND v.a IS DISTINCT FROM v.b), '
+                     'count(*) FILTER (WHERE NOT is_until AND is_known), count(*) FILTER (WHERE NOT is_until AND v.a IS DISTINCT FROM v.b) '
+              'FROM a JOIN b ON b.time = a.time CROSS JOIN LATERAL bqx._values_of($2, a.computed, b.computed) AS v '
+              'CROSS JOIN LATERAL (SELECT a.time <= $1, v.a <> ''null'' OR v.b <> ''null'') AS k (is_until, is_known) '
+              'GROUP BY v.name) AS c (name, known_until, changed_until, known_after, changed_after) ORDER BY c.name',
         bqx._computed_of('pg_temp.bqx_bars_as_they_are', computed), bqx._computed_of('pg_temp.bqx_bars_changed_after', computed))
-        USING last_until;
+        USING last_until, names;
     DROP TABLE pg_temp.bqx_bars_as_they_are, pg_temp.bqx_bars_changed_after;
 END
 $$;

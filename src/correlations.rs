@@ -2,17 +2,18 @@
 
 use std::collections::TryReserveError;
 
-use bqx_core::correlation::Reference;
+use bqx_core::correlation::{Correlation, Reference};
 use pgrx::prelude::*;
 
 use crate::errors::Failure;
-use crate::rows::{Cursor, FETCH};
+use crate::rows::{Cursor, FETCH, QueryRow};
 
-/// Of each column but the last, by position: in how many rows both have a value, and the two correlations.
+/// How each column of the later queries goes with that of the first, by position: in how many rows both have a value, and the two
+/// correlations.
 ///
-/// Each query gives instants, ascending, and then values, `double precision`; its parameters are the instants given. The rows are those of the
-/// first query, with what the others have at the same instants, if they have anything. (A join of wide tables in the executor takes as
-/// long as all the rest.) All is read as the caller. 53200 where there is no memory for the rows.
+/// Each query gives instants, each but once, and then values, `double precision`; its parameters are the instants given. Rows of the same
+/// instant stand beside each other. (To join wide tables, or to sort them, would take the executor as long as all the rest.) All is read as the
+/// caller. 53200 where there is no memory for the rows of a query.
 #[pg_extern(sql = "
 CREATE FUNCTION bqx._correlations(queries text[], instants timestamp with time zone[])
 RETURNS TABLE (\"position\" int, n bigint, pearson double precision, spearman double precision)
@@ -26,38 +27,55 @@ fn _correlations(
     'static,
     (name!(position, i32), name!(n, i64), name!(pearson, Option<f64>), name!(spearman, Option<f64>)),
 > {
-    let columns = side_by_side(&queries, &instants).unwrap_or_else(out_of_memory);
-    let Some((target, features)) = columns.split_last() else { error!("queries without columns") };
-    let target = Reference::new(target).unwrap_or_else(out_of_memory);
-    let correlations = features.iter().zip(1..).map(|(feature, position)| {
-        pg_sys::check_for_interrupts!();
-        let found = target.correlation(feature).unwrap_or_else(out_of_memory);
-        (position, found.n as i64, found.pearson, found.spearman)
-    });
-    TableIterator::new(correlations.collect::<Vec<_>>())
+    let found = correlations(&queries, &instants).unwrap_or_else(out_of_memory);
+    TableIterator::new((1..).zip(found).map(|(position, c)| (position, c.n as i64, c.pearson, c.spearman)))
 }
 
-/// The columns of all queries, with the rows of the first.
-fn side_by_side(
+/// One table after the other, so that there is one in memory at a time.
+fn correlations(
     queries: &[String],
     instants: &[TimestampWithTimeZone],
-) -> Result<Vec<Vec<f64>>, TryReserveError> {
-    let mut all = Vec::new();
-    let mut times = None;
-    for query in queries {
-        let table = Table::read(query, instants)?;
-        match &times {
-            None => {
-                all.extend(table.columns);
-                times = Some(table.times);
-            }
-            Some(times) => all.extend(table.at(times)?),
+) -> Result<Vec<Correlation>, TryReserveError> {
+    let Some((first, others)) = queries.split_first() else { error!("there is no query") };
+    let mut target = Table::default();
+    target.read(first, instants)?;
+    let Some(column) = target.columns.first() else { error!("the first query has no values") };
+    let (mut table, mut found) = (Table::default(), Vec::new());
+    for query in others {
+        table.read(query, instants)?;
+        let (rows, rows_beside) = common_rows(&target.times, &table.times)?;
+        let mut reference = Reference::new(values_in(column, &rows))?;
+        for column in &table.columns {
+            pg_sys::check_for_interrupts!();
+            found.push(reference.correlation(values_in(column, &rows_beside))?);
         }
     }
-    Ok(all)
+    Ok(found)
 }
 
-/// A query's rows, by column.
+fn values_in(column: &[f64], rows: &[u32]) -> impl ExactSizeIterator<Item = f64> {
+    rows.iter().map(|&row| column[row as usize])
+}
+
+/// The rows of two tables that are of the same instants, which ascend in both.
+fn common_rows(one: &[i64], other: &[i64]) -> Result<(Vec<u32>, Vec<u32>), TryReserveError> {
+    let (mut rows, mut rows_beside) = (Vec::new(), Vec::new());
+    rows.try_reserve_exact(one.len().min(other.len()))?;
+    rows_beside.try_reserve_exact(one.len().min(other.len()))?;
+    let (mut i, mut j) = (0, 0);
+    while let (Some(time), Some(beside)) = (one.get(i), other.get(j)) {
+        if time == beside {
+            rows.push(i as u32);
+            rows_beside.push(j as u32);
+        }
+        i += usize::from(time <= beside);
+        j += usize::from(beside <= time);
+    }
+    Ok((rows, rows_beside))
+}
+
+/// A query's rows, by column. It is filled again and again: new memory for each would take a tenth of the time.
+#[derive(Default)]
 struct Table {
     /// Ascending.
     times: Vec<i64>,
@@ -66,9 +84,11 @@ struct Table {
 }
 
 impl Table {
-    fn read(query: &str, instants: &[TimestampWithTimeZone]) -> Result<Table, TryReserveError> {
+    fn read(&mut self, query: &str, instants: &[TimestampWithTimeZone]) -> Result<(), TryReserveError> {
         let arguments: Vec<_> = instants.iter().map(|&instant| instant.into()).collect();
-        Spi::connect(|client| {
+        self.times.clear();
+        self.columns.iter_mut().for_each(Vec::clear);
+        Spi::connect(|client| -> Result<(), TryReserveError> {
             let mut cursor = Cursor::open(client, query, &arguments);
             let is_usable = cursor.types().split_first().is_some_and(|(time, values)| {
                 *time == pg_sys::TIMESTAMPTZOID && values.iter().all(|&column| column == pg_sys::FLOAT8OID)
@@ -76,47 +96,48 @@ impl Table {
             if !is_usable {
                 error!("a query does not give instants and values");
             }
-            let mut times = Vec::new();
-            let mut columns: Vec<Vec<f64>> = vec![Vec::new(); cursor.types().len() - 1];
+            self.columns.resize_with(cursor.types().len() - 1, Vec::new);
             let mut more = true;
             while more {
-                times.try_reserve(FETCH)?;
-                columns.iter_mut().try_for_each(|column| column.try_reserve(FETCH))?;
-                more = cursor.fetch(FETCH, |row| {
-                    let (datums, nulls) = row.from(1);
-                    times.push(datums[0].value() as i64);
-                    for ((column, datum), is_null) in columns.iter_mut().zip(&datums[1..]).zip(&nulls[1..]) {
-                        column.push(if *is_null { f64::NAN } else { f64::from_bits(datum.value() as u64) });
-                    }
-                });
+                self.times.try_reserve(FETCH)?;
+                self.columns.iter_mut().try_for_each(|column| column.try_reserve(FETCH))?;
+                more = cursor.fetch(FETCH, |row| self.push(row));
             }
             cursor.close();
-            Ok(Table { times, columns })
-        })
+            Ok(())
+        })?;
+        self.put_in_order()
     }
 
-    /// The columns at other instants, ascending, too; NaN where there is no row.
-    fn at(self, times: &[i64]) -> Result<Vec<Vec<f64>>, TryReserveError> {
-        if self.times == times {
-            return Ok(self.columns);
+    /// Adds a row, for which there is room.
+    fn push(&mut self, row: &QueryRow) {
+        let (datums, nulls) = row.from(1);
+        self.times.push(datums[0].value() as i64);
+        for ((column, datum), is_null) in self.columns.iter_mut().zip(&datums[1..]).zip(&nulls[1..]) {
+            column.push(if *is_null { f64::NAN } else { f64::from_bits(datum.value() as u64) });
         }
-        let mut rows = Vec::new();
-        rows.try_reserve_exact(times.len())?;
-        let mut row = 0;
-        for &time in times {
-            while self.times.get(row).is_some_and(|&known| known < time) {
-                row += 1;
-            }
-            rows.push(self.times.get(row).is_some_and(|&known| known == time).then_some(row));
-        }
-        let aligned = self.columns.iter().map(|column| {
-            let mut values = Vec::new();
-            values.try_reserve_exact(times.len())?;
-            values.extend(rows.iter().map(|row| row.map_or(f64::NAN, |row| column[row])));
-            Ok(values)
-        });
-        aligned.collect()
     }
+
+    /// By time, as tables that were written in that order are already.
+    fn put_in_order(&mut self) -> Result<(), TryReserveError> {
+        if self.times.is_sorted() {
+            return Ok(());
+        }
+        let mut order = gathered(0..self.times.len())?;
+        order.sort_unstable_by_key(|&row| self.times[row]);
+        for column in &mut self.columns {
+            *column = gathered(order.iter().map(|&row| column[row]))?;
+        }
+        self.times = gathered(order.iter().map(|&row| self.times[row]))?;
+        Ok(())
+    }
+}
+
+fn gathered<T>(values: impl ExactSizeIterator<Item = T>) -> Result<Vec<T>, TryReserveError> {
+    let mut gathered = Vec::new();
+    gathered.try_reserve_exact(values.len())?;
+    gathered.extend(values);
+    Ok(gathered)
 }
 
 fn out_of_memory<T>(_: TryReserveError) -> T {

@@ -209,14 +209,19 @@ extension_sql_file!(
     ]
 );
 extension_sql_file!("../sql/completion_report.sql", name = "completion_report", requires = ["verify"]);
-extension_sql_file!("../sql/training_views.sql", name = "training_views", requires = ["completion_report"]);
+extension_sql_file!(
+    "../sql/training_views.sql",
+    name = "training_views",
+    requires = ["completion_report", one_pair::_shape_of]
+);
 extension_sql_file!(
     "../sql/features.sql",
     name = "features",
     requires = ["training_views", one_pair::_of_one_pair]
 );
 extension_sql_file!("../sql/related.sql", name = "related", requires = ["features"]);
-extension_sql_file!("../sql/targets.sql", name = "targets", requires = ["related"]);
+extension_sql_file!("../sql/one_pair.sql", name = "one_pair", requires = ["related"]);
+extension_sql_file!("../sql/targets.sql", name = "targets", requires = ["one_pair"]);
 extension_sql_file!("../sql/training_set.sql", name = "training_set", requires = ["targets"]);
 extension_sql_file!(
     "../sql/correlations.sql",

@@ -7,6 +7,7 @@
 use pgrx::datum::Internal;
 use pgrx::prelude::*;
 use pgrx::{FromDatum, PgList};
+use twox_hash::xxhash3_128::Hasher;
 
 use crate::rows::one_value;
 
@@ -83,4 +84,27 @@ unsafe fn one_pair(constant: &pg_sys::Const) -> Option<String> {
         }
     };
     name.map(|name| name.to_lowercase())
+}
+
+/// What changes when a query over these tables would be made of other columns, or the query by another version of bqx: tables, and names and
+/// types of their columns. The tables are locked against changes until the transaction ends, as reading them does. 42P01 where
+/// one is gone. (To make the query again and to compare takes many times as long, above all in a new session.)
+#[pg_extern(sql = "
+CREATE FUNCTION bqx._shape_of(tables regclass[]) RETURNS text LANGUAGE c STABLE STRICT
+AS '@MODULE_PATHNAME@', '@FUNCTION_NAME@';
+")]
+fn _shape_of(tables: Vec<pg_sys::Oid>) -> String {
+    let mut shape = String::from(env!("CARGO_PKG_VERSION"));
+    for oid in tables {
+        // Safety: table_open raises an error unless the table is there. The descriptor is looked at while it is open.
+        unsafe {
+            let relation = pg_sys::table_open(oid, pg_sys::AccessShareLock as i32);
+            shape += &format!(" {}", oid.to_u32());
+            for column in pgrx::PgTupleDesc::from_pg_copy((*relation).rd_att).iter() {
+                shape += &format!(" {} {}", column.name(), column.atttypid.to_u32());
+            }
+            pg_sys::table_close(relation, pg_sys::NoLock as i32);
+        }
+    }
+    format!("{:032x}", Hasher::oneshot(shape.as_bytes()))
 }

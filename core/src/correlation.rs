@@ -1,6 +1,7 @@
 //! Correlation of many columns with one: Pearson's, and Spearman's, which is Pearson's of the ranks.
 
 use std::collections::TryReserveError;
+use std::mem;
 
 use num_bigint::BigInt;
 
@@ -16,25 +17,32 @@ pub struct Correlation {
     pub spearman: Option<f64>,
 }
 
-/// A column that others are compared with. Values that are not finite count as missing.
+/// A column that others are compared with. Values that are not finite count as missing; where all are there, and in the other column,
+/// too, it takes half the time.
 #[derive(Clone, Debug)]
 pub struct Reference {
-    /// Of the whole column, the rows that have a value.
-    rows: Vec<usize>,
-    values: Vec<f64>,
-    sample: Sample,
-    len: usize,
+    own: Sample,
+    is_complete: bool,
+    /// What a column is made into, kept for the next; and of the own values those that stand beside one.
+    other: Sample,
+    own_beside: Sample,
 }
 
 impl Reference {
     /// # Errors
     /// If there is no memory for what is to be known of as many values.
-    pub fn new(column: &[f64]) -> Result<Self, TryReserveError> {
-        let mut rows = Vec::new();
-        rows.try_reserve_exact(column.len())?;
-        rows.extend((0..column.len()).filter(|&row| column[row].is_finite()));
-        let values = gathered(column, &rows)?;
-        Ok(Reference { sample: Sample::of(&values)?, rows, values, len: column.len() })
+    ///
+    /// # Panics
+    /// If there are 2^31 values or more.
+    pub fn new(column: impl ExactSizeIterator<Item = f64>) -> Result<Self, TryReserveError> {
+        assert!(i32::try_from(column.len()).is_ok(), "ranks are of 32 bits");
+        let (mut own, other, own_beside) = Default::default();
+        Sample::take(&mut own, column)?;
+        let is_complete = own.is_complete();
+        if is_complete {
+            own.measure()?;
+        }
+        Ok(Reference { own, is_complete, other, own_beside })
     }
 
     /// Compares a column with this one, row by row.
@@ -44,162 +52,246 @@ impl Reference {
     ///
     /// # Panics
     /// If they have not the same number of rows.
-    pub fn correlation(&self, column: &[f64]) -> Result<Correlation, TryReserveError> {
-        assert_eq!(column.len(), self.len, "columns of one table");
-        let values = gathered(column, &self.rows)?;
-        if is_complete(&values) {
-            return Ok(Sample::of(&values)?.correlation(&self.sample));
+    pub fn correlation(
+        &mut self,
+        column: impl ExactSizeIterator<Item = f64>,
+    ) -> Result<Correlation, TryReserveError> {
+        assert_eq!(column.len(), self.own.values.len(), "columns of one table");
+        self.other.take(column)?;
+        if self.is_complete && self.other.is_complete() {
+            self.other.measure()?;
+            return Ok(self.other.correlation(&self.own));
         }
-        let mut both = Vec::new();
-        both.try_reserve_exact(values.len())?;
-        both.extend((0..values.len()).filter(|&row| values[row].is_finite()));
-        let (x, y) = (gathered(&values, &both)?, gathered(&self.values, &both)?);
-        Ok(Sample::of(&x)?.correlation(&Sample::of(&y)?))
+        self.own_beside.take(self.own.values.iter().copied())?;
+        self.own_beside.keep_beside(&self.other);
+        self.other.keep_beside(&self.own);
+        self.other.values.retain(|value| value.is_finite());
+        self.own_beside.values.retain(|value| value.is_finite());
+        self.other.measure()?;
+        self.own_beside.measure()?;
+        Ok(self.other.correlation(&self.own_beside))
     }
 }
 
-/// A column's values in some rows.
-fn gathered(column: &[f64], rows: &[usize]) -> Result<Vec<f64>, TryReserveError> {
-    let mut values = Vec::new();
-    values.try_reserve_exact(rows.len())?;
-    values.extend(rows.iter().map(|&row| column[row]));
-    Ok(values)
+/// The vector without its elements, and with room for so many.
+fn emptied<T>(mut vector: Vec<T>, len: usize) -> Result<Vec<T>, TryReserveError> {
+    vector.clear();
+    vector.try_reserve_exact(len)?;
+    Ok(vector)
 }
 
-fn is_complete(values: &[f64]) -> bool {
-    values.iter().all(|value| value.is_finite())
-}
-
-/// What correlations are made of, of finite values.
-#[derive(Clone, Debug)]
+/// Finite values, and what correlations are made of. It is filled again and again, since most of the time would go into
+/// memory otherwise.
+#[derive(Clone, Debug, Default)]
 struct Sample {
-    /// Around their mean, scaled so that no square overflows or vanishes, and the sum of their squares; `None` if they do not vary.
-    deviations: Option<(Vec<f64>, f64)>,
+    values: Vec<f64>,
+    /// Around their mean, scaled so that no square overflows or vanishes; empty if they do not vary.
+    deviations: Vec<f64>,
+    /// The sum of their squares.
+    squares: f64,
     ranks: Ranks,
 }
 
-/// The ranks of values, doubled: equal values share the mean of theirs, which may end in one half.
-type Ranks = Vec<u64>;
-
 impl Sample {
-    fn of(values: &[f64]) -> Result<Self, TryReserveError> {
-        Ok(Sample { deviations: deviations(values)?, ranks: doubled_ranks(values)? })
+    fn take(&mut self, values: impl ExactSizeIterator<Item = f64>) -> Result<(), TryReserveError> {
+        self.values = emptied(mem::take(&mut self.values), values.len())?;
+        self.values.extend(values);
+        Ok(())
     }
 
-    fn correlation(&self, other: &Sample) -> Correlation {
-        let pearson = self.deviations.as_ref().zip(other.deviations.as_ref());
-        Correlation {
-            n: self.ranks.len(),
-            pearson: pearson.map(|((x, xx), (y, yy))| {
-                let mut xy = CompensatedSum::default();
-                x.iter().zip(y).for_each(|(x, y)| xy.add(x * y));
-                (xy.value() / (xx * yy).sqrt()).clamp(-1.0, 1.0)
-            }),
-            spearman: correlation_of_ranks(&self.ranks, &other.ranks),
+    fn is_complete(&self) -> bool {
+        self.values.iter().all(|value| value.is_finite())
+    }
+
+    /// Makes values missing that another sample, of the same rows, has none beside.
+    fn keep_beside(&mut self, other: &Sample) {
+        for (value, other) in self.values.iter_mut().zip(&other.values) {
+            *value = if other.is_finite() { *value } else { f64::NAN };
         }
+    }
+
+    /// Brings the rest up to the values.
+    fn measure(&mut self) -> Result<(), TryReserveError> {
+        self.ranks.of(&self.values)?;
+        self.deviations = emptied(mem::take(&mut self.deviations), self.values.len())?;
+        let Some(scale) = Scale::of(&self.values) else { return Ok(()) };
+        self.deviations.extend(self.values.iter().map(|&value| scale.scaled(value)));
+        let mean = sum(&self.deviations) / self.deviations.len() as f64;
+        self.deviations.iter_mut().for_each(|deviation| *deviation -= mean);
+        self.squares = sum_of_products(&self.deviations, &self.deviations);
+        Ok(())
+    }
+
+    /// Of samples that have been measured and are of the same rows.
+    fn correlation(&self, other: &Sample) -> Correlation {
+        let pearson = (!self.deviations.is_empty() && !other.deviations.is_empty()).then(|| {
+            let products = sum_of_products(&self.deviations, &other.deviations);
+            (products / (self.squares * other.squares).sqrt()).clamp(-1.0, 1.0)
+        });
+        Correlation { n: self.values.len(), pearson, spearman: self.ranks.correlation(&other.ranks) }
     }
 }
 
-/// See [`Sample`]. Sums are compensated, so what is rounded is each deviation and each product, once.
-fn deviations(values: &[f64]) -> Result<Option<(Vec<f64>, f64)>, TryReserveError> {
-    let Some(&first) = values.first() else { return Ok(None) };
-    // Halves: the difference of two doubles may be beyond the greatest.
-    let half = |value: f64| value / 2.0 - first / 2.0;
-    let mut mean = CompensatedSum::default();
-    values.iter().for_each(|&value| mean.add(half(value) / values.len() as f64));
-    let mean = mean.value();
-    let (least, greatest) = values.iter().fold((first, first), |(a, b), &value| (a.min(value), b.max(value)));
-    let reach = (half(greatest) - mean).max(mean - half(least));
-    if least == greatest || reach <= 0.0 {
-        return Ok(None);
+/// Where values lie around the first of them.
+struct Scale {
+    half_first: f64,
+    reach: f64,
+}
+
+impl Scale {
+    /// `None` if they do not vary.
+    fn of(values: &[f64]) -> Option<Scale> {
+        let &first = values.first()?;
+        let (least, greatest) = values.iter().fold((first, first), |(least, greatest), &value| {
+            (if value < least { value } else { least }, if value > greatest { value } else { greatest })
+        });
+        // Halves: the difference of two doubles may be beyond the greatest.
+        let half_first = first / 2.0;
+        let reach = (greatest / 2.0 - half_first).max(half_first - least / 2.0);
+        (reach > 0.0).then_some(Scale { half_first, reach })
     }
-    let mut deviations = Vec::new();
-    deviations.try_reserve_exact(values.len())?;
-    let mut squares = CompensatedSum::default();
-    for &value in values {
-        let deviation = (half(value) - mean) / reach;
-        squares.add(deviation * deviation);
-        deviations.push(deviation);
+
+    /// Between -1 and 1.
+    fn scaled(&self, value: f64) -> f64 {
+        (value / 2.0 - self.half_first) / self.reach
     }
-    Ok(Some((deviations, squares.value())))
+}
+
+/// Sums are compensated, in four lanes, so that one addition need not wait for the last.
+const LANES: usize = 4;
+
+fn sum(values: &[f64]) -> f64 {
+    let (fours, rest) = values.as_chunks::<LANES>();
+    sum_in_lanes(fours.iter().copied(), rest.iter().copied())
+}
+
+fn sum_of_products(x: &[f64], y: &[f64]) -> f64 {
+    let ((x_fours, x_rest), (y_fours, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+    let fours = x_fours.iter().zip(y_fours).map(|(x, y)| std::array::from_fn(|lane| x[lane] * y[lane]));
+    sum_in_lanes(fours, x_rest.iter().zip(y_rest).map(|(x, y)| x * y))
+}
+
+#[inline(always)]
+fn sum_in_lanes(fours: impl Iterator<Item = [f64; LANES]>, rest: impl Iterator<Item = f64>) -> f64 {
+    let mut lanes = [CompensatedSum::default(); LANES];
+    for four in fours {
+        lanes.iter_mut().zip(four).for_each(|(lane, value)| lane.add(value));
+    }
+    let mut total: CompensatedSum = rest.collect();
+    lanes.into_iter().for_each(|lane| total.merge(lane));
+    total.value()
+}
+
+/// The ranks of values, doubled and around their mean: equal values share the mean of theirs, which may end in one half.
+#[derive(Clone, Debug, Default)]
+struct Ranks {
+    ranks: Vec<i32>,
+    /// The sum of their squares.
+    squares: i128,
+    /// For sorting: the first bits of a value, and its row.
+    order: Vec<u64>,
+    sorted: Vec<u64>,
+}
+
+/// Bits that rows are sorted by at a time: as many counters as the first-level cache has room for.
+const DIGIT: usize = 11;
+const DIGITS: usize = (u32::BITS as usize).div_ceil(DIGIT);
+
+impl Ranks {
+    fn of(&mut self, values: &[f64]) -> Result<(), TryReserveError> {
+        self.ranks = emptied(mem::take(&mut self.ranks), values.len())?;
+        self.ranks.resize(values.len(), 0);
+        self.sort_by_first_bits(values)?;
+        let row = |entry: u64| entry as u32 as usize;
+        let total = values.len() as i64 + 1; // twice the mean rank
+        let mut before = 0;
+        self.squares = 0;
+        for alike in self.order.chunk_by_mut(|a, b| a >> 32 == b >> 32) {
+            if !alike.is_sorted_by_key(|&entry| sortable(values[row(entry)])) {
+                alike.sort_unstable_by_key(|&entry| sortable(values[row(entry)]));
+            }
+            for equal in alike.chunk_by(|&a, &b| values[row(a)] == values[row(b)]) {
+                let rank = (2 * before + equal.len() as i64 + 1 - total) as i32;
+                equal.iter().for_each(|&entry| self.ranks[row(entry)] = rank);
+                before += equal.len() as i64;
+                self.squares += i128::from(rank).pow(2) * equal.len() as i128;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes `order` ascend by the first 32 of the bits in which values differ: digit by digit, the least first. Ranks are most of
+    /// what correlations cost, and this is several times as fast as comparing.
+    fn sort_by_first_bits(&mut self, values: &[f64]) -> Result<(), TryReserveError> {
+        let (least, greatest) = values.iter().fold((u64::MAX, 0), |(least, greatest), &value| {
+            (least.min(sortable(value)), greatest.max(sortable(value)))
+        });
+        let shift = greatest.saturating_sub(least).leading_zeros().min(32);
+        let entry =
+            |(&value, row): (&f64, u32)| (((sortable(value) - least) << shift) >> 32 << 32) | u64::from(row);
+        self.order = emptied(mem::take(&mut self.order), values.len())?;
+        self.order.extend(values.iter().zip(0..).map(entry));
+        if values.len() <= 1 << DIGIT {
+            self.order.sort_unstable();
+            return Ok(());
+        }
+        self.sorted = emptied(mem::take(&mut self.sorted), values.len())?;
+        self.sorted.resize(values.len(), 0);
+        let mut counts = [[0u32; 1 << DIGIT]; DIGITS];
+        for &entry in &self.order {
+            counts.iter_mut().enumerate().for_each(|(place, counts)| counts[digit(entry, place)] += 1);
+        }
+        for (place, counts) in counts.iter_mut().enumerate() {
+            sort_by_digit(&self.order, &mut self.sorted, place, counts);
+            mem::swap(&mut self.order, &mut self.sorted);
+        }
+        Ok(())
+    }
+
+    /// Pearson's correlation of the ranks, exact but for the last division and root; `None` if all are equal.
+    fn correlation(&self, other: &Ranks) -> Option<f64> {
+        if self.squares == 0 || other.squares == 0 {
+            return None;
+        }
+        let products = exact_products(&self.ranks, &other.ranks);
+        let spread = BigInt::from(self.squares) * other.squares;
+        let square = nearest_ratio(&(BigInt::from(products) * products), &spread, 0);
+        Some(square.sqrt().copysign(products as f64))
+    }
 }
 
 /// A number whose order among integers is that of the values.
+#[inline(always)]
 fn sortable(value: f64) -> u64 {
-    let bits = (value + 0.0).to_bits(); // -0 becomes +0
-    if bits >> 63 == 1 { !bits } else { bits | 1 << 63 }
+    let bits = (value + 0.0).to_bits() as i64; // -0 becomes +0
+    (bits ^ (bits >> 63 | i64::MIN)) as u64
 }
 
-/// Twice the rank of each value, from 1; equal ones share their mean.
-fn doubled_ranks(values: &[f64]) -> Result<Ranks, TryReserveError> {
-    let mut order: Vec<(u64, u32)> = Vec::new();
-    order.try_reserve_exact(values.len())?;
-    order.extend(values.iter().zip(0..).map(|(&value, row)| (sortable(value), row)));
-    sort_by_value(&mut order)?;
-    let mut ranks = Vec::new();
-    ranks.try_reserve_exact(values.len())?;
-    ranks.resize(values.len(), 0);
-    let mut before = 0;
-    for equal in order.chunk_by(|a, b| a.0 == b.0) {
-        let count = equal.len() as u64;
-        for &(_, row) in equal {
-            ranks[row as usize] = 2 * before + count + 1;
-        }
-        before += count;
-    }
-    Ok(ranks)
+/// The digit at a place, from the least on, of what entries are sorted by.
+#[inline(always)]
+fn digit(entry: u64, place: usize) -> usize {
+    (entry >> (u32::BITS as usize + place * DIGIT)) as usize % (1 << DIGIT)
 }
 
-/// Bits that [`sort_by_value`] sorts by at a time: as many counters as the first-level cache has room for.
-const DIGIT: usize = 11;
-const PASSES: usize = u64::BITS.div_ceil(DIGIT as u32) as usize;
-
-/// Sorts digit by digit, the least first, where there are more values than counters. Ranks are most of what correlations cost, and this
-/// is several times as fast as comparing; digits that all values share, as the first ones of prices do, cost nothing.
-fn sort_by_value(order: &mut Vec<(u64, u32)>) -> Result<(), TryReserveError> {
-    if order.len() <= 1 << DIGIT {
-        order.sort_unstable();
-        return Ok(());
+/// Sorts by a digit, of which each value has been counted, keeping the order of entries that share it.
+fn sort_by_digit(entries: &[u64], sorted: &mut [u64], place: usize, counts: &mut [u32; 1 << DIGIT]) {
+    let mut next = 0;
+    for count in counts.iter_mut() {
+        (*count, next) = (next, next + *count);
     }
-    let digit = |value: u64, pass: usize| (value >> (pass * DIGIT)) as usize % (1 << DIGIT);
-    let mut counts = [[0usize; 1 << DIGIT]; PASSES];
-    for &(value, _) in order.iter() {
-        counts.iter_mut().enumerate().for_each(|(pass, counts)| counts[digit(value, pass)] += 1);
+    for &entry in entries {
+        let position = &mut counts[digit(entry, place)];
+        sorted[*position as usize] = entry;
+        *position += 1;
     }
-    let mut sorted = Vec::new();
-    sorted.try_reserve_exact(order.len())?;
-    sorted.resize(order.len(), (0, 0));
-    for (pass, counts) in counts.iter_mut().enumerate() {
-        if counts[digit(order[0].0, pass)] == order.len() {
-            continue;
-        }
-        let mut next = 0;
-        for count in counts.iter_mut() {
-            (*count, next) = (next, next + *count);
-        }
-        for &(value, row) in order.iter() {
-            let place = &mut counts[digit(value, pass)];
-            sorted[*place] = (value, row);
-            *place += 1;
-        }
-        std::mem::swap(order, &mut sorted);
-    }
-    Ok(())
 }
 
-/// Pearson's correlation of doubled ranks, exact but for the last division and root; `None` if all are equal.
-fn correlation_of_ranks(x: &[u64], y: &[u64]) -> Option<f64> {
-    let mean = x.len() as i128 + 1; // twice the mean rank
-    let [mut xx, mut xy, mut yy] = [0i128; 3];
-    for (&x, &y) in x.iter().zip(y) {
-        let (dx, dy) = (i128::from(x) - mean, i128::from(y) - mean);
-        xx += dx * dx;
-        xy += dx * dy;
-        yy += dy * dy;
-    }
-    if xx == 0 || yy == 0 {
-        return None;
-    }
-    let square = nearest_ratio(&(BigInt::from(xy) * xy), &(BigInt::from(xx) * yy), 0);
-    Some(square.sqrt().copysign(xy as f64))
+/// Σ x·y of doubled ranks around their mean, which are at most as many as there are.
+fn exact_products(x: &[i32], y: &[i32]) -> i128 {
+    let largest = (x.len() as u64).pow(2).max(1);
+    let at_once = ((1 << 62) / largest).max(1) as usize; // as many as a machine integer holds the sum of
+    let part = |(x, y): (&[i32], &[i32])| -> i64 {
+        x.iter().zip(y).map(|(&x, &y)| i64::from(x) * i64::from(y)).sum()
+    };
+    x.chunks(at_once).zip(y.chunks(at_once)).map(|parts| i128::from(part(parts))).sum()
 }

@@ -287,6 +287,13 @@ impl CompensatedSum {
         self.error += sum.lo;
     }
 
+    /// Adds what another has summed.
+    #[inline]
+    pub fn merge(&mut self, other: CompensatedSum) {
+        self.add(other.sum);
+        self.error += other.error;
+    }
+
     #[inline]
     pub fn value(self) -> f64 {
         self.sum + self.error

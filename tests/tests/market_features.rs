@@ -157,6 +157,11 @@ fn correlations_of_pairs_are_of_their_returns_at_common_bars() {
         ["eurgbp|eurusd"],
         "gbpusd has no bar then"
     );
+    let wide = "SELECT count(*), count(correlation), sum(correlation) FROM bqx.cross_pair_correlation('{eurusd,gbpusd}', $1, NULL, 30000) \
+                WHERE ts_utc >= '2024-08-29'";
+    let [from_day, from_start] =
+        ["'2024-08-29'", "NULL"].map(|from| row(&mut session, &wide.replace("$1", from)));
+    assert_eq!(from_day, from_start, "wide windows reach back as far as they have to");
     for (arguments, message) in [
         ("'{eurusd}', NULL, NULL, 60", "there are no two pairs to compare"),
         ("NULL, NULL, NULL, 1", "width must be between 2 and 100000, not 1"),
@@ -184,6 +189,21 @@ fn a_currency_is_as_strong_as_its_pairs() {
                   (SELECT rate_index FROM bqx.m1_gbpusd WHERE time < '2024-08-06 10:00+00' ORDER BY time DESC LIMIT 1) AS g WHERE e.time = s.ts_utc";
     let mut session = filled().connect();
     assert_eq!(row(&mut session, around), "1|t", "a pair without a bar stands where it stood");
+    run_each(
+        &mut session,
+        &["BEGIN", "DELETE FROM bqx.m1_gbpusd WHERE time >= '2024-07-20' AND time < '2024-08-02'"],
+    );
+    let day = "SELECT count(*), count(strength), sum(strength) FROM bqx_ml.currency_strength('GBP', $1, '2024-08-02') WHERE ts_utc >= '2024-08-01'";
+    let [from_day, from_start] =
+        ["'2024-08-01'", "NULL"].map(|from| row(&mut session, &day.replace("$1", from)));
+    assert_eq!(from_day, from_start, "however long ago that was");
+    assert!(!from_day.contains("NULL"), "{from_day}");
+    run_each(&mut session, &["ROLLBACK", "BEGIN"]);
+    run(&mut session, "ALTER TABLE bqx.m1_eurgbp DISABLE TRIGGER ALL");
+    run(&mut session, "UPDATE bqx.m1_eurgbp SET rate_index = NULL");
+    let error = attempt(&mut session, "SELECT bqx_ml.currency_strength('GBP', NULL, NULL)").unwrap_err();
+    assert_eq!(error.code, "55000", "{error:?}");
+    run(&mut session, "ROLLBACK");
     let error = attempt(&mut session, "SELECT bqx_ml.currency_strength('xau', NULL, NULL)").unwrap_err();
     assert_eq!((error.code.as_str(), error.hint.as_str()), ("22023", "There are bars of EUR, GBP, USD."));
 }
@@ -270,10 +290,21 @@ fn what_knows_of_later_bars_is_found() {
         [
             "close - avg(close) OVER ()|f|100|100|100",
             "extract(hour FROM time)|NULL|100|0|100",
-            "lag(low) OVER w|t|100|0|100",
-            "lead(close) OVER w|f|100|1|100"
+            "lag(low) OVER w|t|99|0|100",
+            "lead(close) OVER w|f|100|1|99"
         ]
     );
+    // Long expressions that begin alike, a comment, and one that has a value after the instant only.
+    let long = format!("{}coalesce(close, 1.0){}", "coalesce(".repeat(8), ", 1.0)".repeat(8));
+    let found = rows(
+        &mut session,
+        &format!(
+            "SELECT is_causal, changed_until FROM bqx.verify_causality('eurusd', NULL, 400, ARRAY['{long} + lead(close) OVER w', \
+             '{long} + lag(close) OVER w -- ahead?', 'CASE WHEN row_number() OVER w > 400 THEN lead(close) OVER w END']) \
+             WHERE feature ~ 'coalesce|CASE' ORDER BY feature"
+        ),
+    );
+    assert_eq!(found, ["NULL|0", "t|0", "f|1"]);
     for (arguments, code, message) in [
         ("'eurusd', bars => 1", "22023", "bars must be between 2 and 100000, not 1"),
         ("'eurusd', bars => 100000", "P0002", "bqx.m1_eurusd has fewer than 100001 bars"),

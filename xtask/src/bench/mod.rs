@@ -12,6 +12,7 @@ mod rounds;
 mod server;
 mod spread;
 mod stages;
+mod training;
 mod workers;
 
 use std::path::Path;
@@ -66,6 +67,12 @@ enum Benchmark {
     /// beside a year in tables of seven years. One bar at a time, corrections, COPY, refresh, and two feeds at once. Prints
     /// tables; the same figures go to target/bench/live.json.
     Live(live::LiveArgs),
+    /// What a model is fed: correlations, features from cold, and the wide relation
+    ///
+    /// Builds the extension optimised, installs it, and simulates a year of one pair beside a month of all, in a private
+    /// throw-away cluster. Correlations are beside one query with corr() for each feature, features beside the join that
+    /// one would write by hand. Prints a table; the same figures go to target/bench/training.json.
+    Training(training::TrainingArgs),
 }
 
 pub fn command(shell: &Shell, pg_config: Option<&Path>, args: &BenchArgs) -> Result<ExitCode> {
@@ -80,5 +87,6 @@ pub fn command(shell: &Shell, pg_config: Option<&Path>, args: &BenchArgs) -> Res
         Some(Benchmark::Stages(args)) => stages::command(shell, pg_config, args),
         Some(Benchmark::Growth(args)) => growth::command(shell, pg_config, args),
         Some(Benchmark::Live(args)) => live::command(shell, pg_config, args),
+        Some(Benchmark::Training(args)) => training::command(shell, pg_config, args),
     }
 }
