@@ -23,9 +23,11 @@ pub struct Correlation {
 pub struct Reference {
     own: Sample,
     is_complete: bool,
-    /// What a column is made into, kept for the next; and of the own values those that stand beside one.
+    /// What a column is made into, kept for the next.
     other: Sample,
+    /// Of the own values those that stand beside one, and the rows where the column had none.
     own_beside: Sample,
+    missing_beside: Vec<u32>,
 }
 
 impl Reference {
@@ -36,13 +38,14 @@ impl Reference {
     /// If there are 2^31 values or more.
     pub fn new(column: impl ExactSizeIterator<Item = f64>) -> Result<Self, TryReserveError> {
         assert!(i32::try_from(column.len()).is_ok(), "ranks are of 32 bits");
-        let (mut own, other, own_beside) = Default::default();
-        Sample::take(&mut own, column)?;
+        let mut own = Sample::default();
+        own.take(column)?;
         let is_complete = own.is_complete();
         if is_complete {
             own.measure()?;
         }
-        Ok(Reference { own, is_complete, other, own_beside })
+        let (other, own_beside, missing_beside) = Default::default();
+        Ok(Reference { own, is_complete, other, own_beside, missing_beside })
     }
 
     /// Compares a column with this one, row by row.
@@ -62,14 +65,26 @@ impl Reference {
             self.other.measure()?;
             return Ok(self.other.correlation(&self.own));
         }
-        self.own_beside.take(self.own.values.iter().copied())?;
-        self.own_beside.keep_beside(&self.other);
+        self.put_own_beside()?;
         self.other.keep_beside(&self.own);
         self.other.values.retain(|value| value.is_finite());
-        self.own_beside.values.retain(|value| value.is_finite());
         self.other.measure()?;
-        self.own_beside.measure()?;
         Ok(self.other.correlation(&self.own_beside))
+    }
+
+    /// Makes the own values beside the other ones, as they mostly are already: columns of one window begin in the same row.
+    fn put_own_beside(&mut self) -> Result<(), TryReserveError> {
+        let rows = (0u32..).zip(&self.other.values);
+        let mut missing = emptied(Vec::new(), self.other.values.len())?;
+        missing.extend(rows.filter(|(_, value)| !value.is_finite()).map(|(row, _)| row));
+        if self.own_beside.values.is_empty() || missing != self.missing_beside {
+            self.own_beside.take(self.own.values.iter().copied())?;
+            self.own_beside.keep_beside(&self.other);
+            self.own_beside.values.retain(|value| value.is_finite());
+            self.own_beside.measure()?;
+            self.missing_beside = missing;
+        }
+        Ok(())
     }
 }
 
@@ -202,21 +217,31 @@ impl Ranks {
         self.ranks = emptied(mem::take(&mut self.ranks), values.len())?;
         self.ranks.resize(values.len(), 0);
         self.sort_by_first_bits(values)?;
-        let row = |entry: u64| entry as u32 as usize;
-        let total = values.len() as i64 + 1; // twice the mean rank
-        let mut before = 0;
-        self.squares = 0;
-        for alike in self.order.chunk_by_mut(|a, b| a >> 32 == b >> 32) {
-            if !alike.is_sorted_by_key(|&entry| sortable(values[row(entry)])) {
-                alike.sort_unstable_by_key(|&entry| sortable(values[row(entry)]));
+        let cubes_less = |n: usize| (n as i128).pow(3) - n as i128;
+        let mut shared = 0;
+        let mut order = self.order.as_mut_slice();
+        let mut rank = 1 - values.len() as i32; // twice the first one, less twice the mean of all
+        while let Some(&first) = order.first() {
+            let alike = order[1..].iter().take_while(|&&entry| entry >> 32 == first >> 32).count() + 1;
+            let (run, rest) = mem::take(&mut order).split_at_mut(alike);
+            order = rest;
+            if alike == 1 {
+                self.ranks[row(first)] = rank;
+                rank += 2;
+                continue;
             }
-            for equal in alike.chunk_by(|&a, &b| values[row(a)] == values[row(b)]) {
-                let rank = (2 * before + equal.len() as i64 + 1 - total) as i32;
-                equal.iter().for_each(|&entry| self.ranks[row(entry)] = rank);
-                before += equal.len() as i64;
-                self.squares += i128::from(rank).pow(2) * equal.len() as i128;
+            if !run.is_sorted_by_key(|&entry| sortable(values[row(entry)])) {
+                run.sort_unstable_by_key(|&entry| sortable(values[row(entry)]));
+            }
+            for equal in run.chunk_by(|&a, &b| values[row(a)] == values[row(b)]) {
+                let step = equal.len() as i32;
+                equal.iter().for_each(|&entry| self.ranks[row(entry)] = rank + step - 1);
+                rank += 2 * step;
+                shared += cubes_less(equal.len());
             }
         }
+        // Of ranks from 1 to n, doubled and around their mean, it is (n³ - n) / 3, and as much less for each group that shares one.
+        self.squares = (cubes_less(values.len()) - shared) / 3;
         Ok(())
     }
 
@@ -265,6 +290,12 @@ impl Ranks {
 fn sortable(value: f64) -> u64 {
     let bits = (value + 0.0).to_bits() as i64; // -0 becomes +0
     (bits ^ (bits >> 63 | i64::MIN)) as u64
+}
+
+/// The row of an entry.
+#[inline(always)]
+fn row(entry: u64) -> usize {
+    entry as u32 as usize
 }
 
 /// The digit at a place, from the least on, of what entries are sorted by.

@@ -104,7 +104,17 @@ proptest! {
             let (x, y): (Vec<f64>, Vec<f64>) = rows.into_iter().unzip();
             correlation(&x, &y)
         };
-        prop_assert_eq!(of(spoiled), of(kept.collect()));
+        prop_assert_eq!(of(spoiled.clone()), of(kept.collect()));
+
+        // One after the other beside the same reference: what is kept of one does not get into the next.
+        let (x, y): (Vec<f64>, Vec<f64>) = spoiled.into_iter().unzip();
+        let mut reversed = x.clone();
+        reversed.reverse();
+        let mut reference = Reference::new(y.iter().copied()).unwrap();
+        for column in [&x, &x, &reversed, &x, &y] {
+            let found = reference.correlation(column.iter().copied()).unwrap();
+            prop_assert_eq!(found, correlation(column, &y));
+        }
     }
 }
 
