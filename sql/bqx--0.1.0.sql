@@ -928,7 +928,7 @@ AS 'MODULE_PATHNAME', '_computed_rows_wrapper';
 -- src/correlations.rs
 -- bqx::correlations::_correlations
 
-CREATE FUNCTION bqx._correlations(queries text[], instants timestamp with time zone[])
+CREATE FUNCTION bqx._correlations(queries text[], instants timestamp with time zone[], target int, horizon int)
 RETURNS TABLE ("position" int, n bigint, pearson double precision, spearman double precision)
 LANGUAGE c STABLE STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', '_correlations_wrapper';
 /* </end connected objects> */
@@ -6426,6 +6426,16 @@ CREATE FUNCTION bqx._is_made_of(comment text, query text) RETURNS boolean
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$ SELECT coalesce(bqx._call_in(comment) IS NOT NULL AND strpos(comment, format(' (query %s', md5(query))) > 0, false) $$;
 
+-- Whether a function, or a view's rule, reads all of these tables, and not others that had their names before.
+CREATE FUNCTION bqx._reads_all(class regclass, object oid, tables regclass[]) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT NOT EXISTS (
+        SELECT FROM unnest(tables) AS t
+         WHERE NOT EXISTS (SELECT FROM pg_depend AS d
+                            WHERE d.classid = class AND d.objid = object AND d.refclassid = 'pg_class'::regclass AND d.refobjid = t))
+$$;
+
 CREATE FUNCTION bqx._is_of_shape(comment text, tables regclass[]) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$ SELECT coalesce(strpos(comment, format(', tables %s). Made by CALL bqx.', bqx._shape_of(tables))) > 0, false) $$;
@@ -6447,16 +6457,37 @@ BEGIN
 END
 $$;
 
--- Makes a view in bqx_ml, anew if there is one of ours that is another query's, or of the other kind. Returns what it did.
-CREATE FUNCTION bqx._make_ml_view(view_name text, materialized boolean, query text, description text, call text) RETURNS text
+-- The same for a function. NULL is what a new one has: everyone may call it.
+CREATE FUNCTION bqx._allow_as_before(function regprocedure, acl aclitem[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    had record;
+BEGIN
+    IF acl IS NOT NULL THEN
+        EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', function);
+    END IF;
+    FOR had IN
+        SELECT a.is_grantable, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS grantee
+          FROM aclexplode(acl) AS a WHERE a.grantee <> (SELECT p.proowner FROM pg_proc AS p WHERE p.oid = function)
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s%s', function, had.grantee, CASE WHEN had.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+    END LOOP;
+END
+$$;
+
+-- Makes a view in bqx_ml of these tables, anew if there is one of ours that is another query's, of other tables, or of the other kind. Returns
+-- what it did.
+CREATE FUNCTION bqx._make_ml_view(
+    view_name text, materialized boolean, query text, description text, call text, tables regclass[]) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     kind text := CASE WHEN materialized THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END;
     existing record;
 BEGIN
-    SELECT c.oid::regclass AS rel, c.relacl, bqx._view_kind(c.relkind) AS kind,
-           obj_description(c.oid, 'pg_class') AS comment
+    SELECT c.oid::regclass AS rel, c.relacl, bqx._view_kind(c.relkind) AS kind, obj_description(c.oid, 'pg_class') AS comment,
+           bqx._reads_all('pg_rewrite', (SELECT r.oid FROM pg_rewrite AS r WHERE r.ev_class = c.oid AND r.rulename = '_RETURN'), tables) AS reads_all
       INTO existing FROM pg_class AS c WHERE c.oid = to_regclass(format('bqx_ml.%I', view_name));
     IF existing.rel IS NOT NULL AND bqx._made_by(existing.rel) IS NULL THEN
         RAISE EXCEPTION USING
@@ -6464,7 +6495,7 @@ BEGIN
             MESSAGE = format('relation %s exists already, and was not made by bqx', existing.rel),
             HINT = 'Rename it or drop it, then call again.';
     END IF;
-    IF existing.kind = kind AND bqx._is_made_of(existing.comment, query) THEN
+    IF existing.kind = kind AND existing.reads_all AND bqx._is_made_of(existing.comment, query) THEN
         RETURN 'was there';
     END IF;
     IF existing.rel IS NOT NULL THEN
@@ -6482,12 +6513,13 @@ $$;
 
 -- Makes, or makes anew, the function in bqx_ml of one pair that the planner may take for the one of all.
 CREATE FUNCTION bqx._make_ml_function(
-    function_name text, row_type text, query text, description text, call text, tables regclass[] DEFAULT NULL) RETURNS void
+    function_name text, row_type text, query text, description text, call text, tables regclass[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     signature text := format('bqx_ml.%I(timestamp with time zone, timestamp with time zone)', function_name);
     comment text := obj_description(to_regprocedure(signature), 'pg_proc');
+    acl aclitem[] := (SELECT p.proacl FROM pg_proc AS p WHERE p.oid = to_regprocedure(signature));
 BEGIN
     IF to_regprocedure(signature) IS NOT NULL AND bqx._call_in(comment) IS NULL THEN
         RAISE EXCEPTION USING
@@ -6495,7 +6527,8 @@ BEGIN
             MESSAGE = format('function %s exists already, and was not made by bqx', signature),
             HINT = 'Rename it or drop it, then call again.';
     END IF;
-    IF comment IS NOT NULL AND NOT (bqx._is_made_of(comment, query) AND (tables IS NULL OR bqx._is_of_shape(comment, tables)) AND EXISTS (
+    IF comment IS NOT NULL AND NOT (bqx._is_made_of(comment, query) AND bqx._is_of_shape(comment, tables)
+                                    AND bqx._reads_all('pg_proc', to_regprocedure(signature), tables) AND EXISTS (
         SELECT FROM pg_proc AS p JOIN pg_roles AS r ON r.oid = p.proowner
          WHERE p.oid = to_regprocedure(signature) AND r.rolname = current_user)) THEN
         EXECUTE format('DROP FUNCTION %s', signature);
@@ -6506,6 +6539,7 @@ BEGIN
                        'RETURNS SETOF bqx.%I LANGUAGE sql STABLE PARALLEL SAFE ROWS 30000 BEGIN ATOMIC %s; END',
                        function_name, row_type, query);
         EXECUTE format('COMMENT ON FUNCTION %s IS %L', signature, bqx._ml_comment(description, query, call, tables));
+        PERFORM bqx._allow_as_before(to_regprocedure(signature), acl);
     END IF;
 END
 $$;
@@ -6612,7 +6646,7 @@ $$;
 -- own function instead: src/one_pair.rs.
 CREATE FUNCTION bqx_ml.features(pairs text[], from_ts timestamp with time zone, to_ts timestamp with time zone)
 RETURNS SETOF bqx.feature_row
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SUPPORT bqx._of_one_pair SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SUPPORT bqx._of_one_pair SET search_path = pg_catalog, pg_temp SET jit = off
 AS $$
 DECLARE
     chosen text[] := bqx._pairs_with_metrics(pairs);
@@ -6673,7 +6707,7 @@ BEGIN
             'features_' || chosen_pair, coalesce(materialized, false),
             bqx._features_query(chosen_pair, bqx._metrics_of('bqx', bqx._derived_table('bqx', chosen_pair)),
                                 bqx._metrics_of('reg', bqx._derived_table('reg', chosen_pair))),
-            format('Bars of %s with their BQX and REG metrics', chosen_pair), call);
+            format('Bars of %s with their BQX and REG metrics', chosen_pair), call, bqx._tables_of_features(chosen_pair));
         PERFORM bqx._make_ml_function('features_' || chosen_pair, 'feature_row', bqx._feature_rows_query(chosen_pair),
                                       format('Rows of bqx_ml.features for %s', chosen_pair), call,
                                       bqx._tables_of_features(chosen_pair));
@@ -6821,7 +6855,7 @@ $$;
 
 CREATE FUNCTION bqx_ml.related(pair text, from_ts timestamp with time zone, to_ts timestamp with time zone)
 RETURNS SETOF bqx.related_row
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SUPPORT bqx._of_one_pair SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SUPPORT bqx._of_one_pair SET search_path = pg_catalog, pg_temp SET jit = off
 AS $$
 BEGIN
     PERFORM bqx._check_time_range(from_ts, to_ts);
@@ -6840,10 +6874,11 @@ DECLARE
     call text := format('CALL bqx.create_related(%L);', known_pair);
     done text := bqx._make_ml_view(
         'related_' || known_pair, false, bqx._related_view_query(known_pair),
-        format('BQX metrics of %s beside those of %s related pairs', known_pair, cardinality(others)), call);
+        format('BQX metrics of %s beside those of %s related pairs', known_pair, cardinality(others)), call,
+        bqx._tables_of_related(known_pair));
 BEGIN
     PERFORM bqx._make_ml_function('related_' || known_pair, 'related_row', bqx._related_rows_query(known_pair),
-                                  format('Rows of bqx_ml.related for %s', known_pair), call);
+                                  format('Rows of bqx_ml.related for %s', known_pair), call, bqx._tables_of_related(known_pair));
     RAISE NOTICE 'bqx_ml.related_%: %, beside % pair(s) that share a currency with it', known_pair, done, cardinality(others);
 END
 $$;
@@ -6870,12 +6905,25 @@ AS $$
      WHERE t IS NOT NULL
 $$;
 
--- Whether a function with this comment is made of what would be asked now.
-CREATE FUNCTION bqx._is_current(kind text, pair text, comment text) RETURNS boolean
+-- The tables that rows of related are read from.
+CREATE FUNCTION bqx._tables_of_related(pair text) RETURNS regclass[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT CASE WHEN kind = 'related' THEN bqx._is_made_of(comment, bqx._related_rows_query(pair))
-                ELSE bqx._is_of_shape(comment, bqx._tables_of_features(pair)) OR bqx._is_made_of(comment, bqx._feature_rows_query(pair)) END
+    SELECT array_agg(t ORDER BY i)
+      FROM unnest(pair || bqx._related_pairs(pair)) WITH ORDINALITY AS u (p, i)
+     CROSS JOIN LATERAL to_regclass(format('bqx.%I', bqx._derived_name('bqx', p))) AS t
+     WHERE t IS NOT NULL
+$$;
+
+-- Whether a function with this comment is made of what would be asked now: of the same tables, and of their columns as they are. (By the query
+-- itself where OIDs have changed, as after a restore.)
+CREATE FUNCTION bqx._is_current(function oid, kind text, pair text, comment text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN kind = 'related'
+                THEN bqx._reads_all('pg_proc', function, bqx._tables_of_related(pair)) AND bqx._is_made_of(comment, bqx._related_rows_query(pair))
+                ELSE bqx._is_of_shape(comment, bqx._tables_of_features(pair))
+                  OR bqx._reads_all('pg_proc', function, bqx._tables_of_features(pair)) AND bqx._is_made_of(comment, bqx._feature_rows_query(pair)) END
 $$;
 
 -- The function of one pair that may be called instead of a function over any pair (src/one_pair.rs); NULL: none. It will be run as
@@ -6891,7 +6939,8 @@ AS $$
      WHERE g.oid = of_any AND p.prorettype = g.prorettype AND p.proretset AND NOT p.prosecdef AND p.prosqlbody IS NOT NULL
        AND (p.proowner IN (s.nspowner, quote_ident(current_user)::regrole) OR (SELECT r.rolsuper FROM pg_roles AS r WHERE r.oid = p.proowner))
        AND has_function_privilege(p.oid, 'EXECUTE') AND has_function_privilege(g.oid, 'EXECUTE')
-       AND bqx._is_current(g.proname, pair, obj_description(p.oid, 'pg_proc'))
+       AND EXISTS (SELECT FROM bqx.pairs AS k WHERE k.pair = $2)
+       AND bqx._is_current(p.oid, g.proname, pair, obj_description(p.oid, 'pg_proc'))
 $$;
 /* </end connected objects> */
 
@@ -6988,7 +7037,7 @@ BEGIN
             'targets_' || chosen_pair, false,
             bqx._targets_view_query(derived, bqx._check_target_widths(derived, widths), bqx._check_horizons(horizons)),
             format('What the metrics of %s will be some minutes later', chosen_pair),
-            format('CALL bqx.create_targets(ARRAY[%L], %L, %L);', chosen_pair, widths, horizons));
+            format('CALL bqx.create_targets(ARRAY[%L], %L, %L);', chosen_pair, widths, horizons), ARRAY[derived]);
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -7022,7 +7071,7 @@ $$;
 CREATE FUNCTION bqx_ml.targets(
     pair text, from_ts timestamp with time zone, to_ts timestamp with time zone, horizon int DEFAULT 60, width int DEFAULT 60)
 RETURNS SETOF bqx.target_row
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET jit = off
 AS $$
 DECLARE
     known_pair text := bqx._check_pair(pair);
@@ -7135,7 +7184,7 @@ CREATE FUNCTION bqx_ml.training_set(
     pair text, from_ts timestamp with time zone, to_ts timestamp with time zone, horizon int DEFAULT 60,
     shares double precision[] DEFAULT '{0.8,0.1,0.1}', embargo interval DEFAULT NULL, width int DEFAULT 60)
 RETURNS SETOF bqx.training_row
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET jit = off
 AS $$
 DECLARE
     known_pair text := bqx._check_pair(pair);
@@ -7218,21 +7267,22 @@ BEGIN
 END
 $$;
 
--- The queries that _correlations takes for a pair's targets, so many minutes before they stand, and for its features, in the order of
--- _feature_names. Parameters as of _targets_query.
-CREATE FUNCTION bqx._correlated_queries(pair text, horizon int, width int) RETURNS text[]
+-- What is read of the table of BQX metrics: the target, too, where it is of a window that is not a default one.
+CREATE FUNCTION bqx._correlated_metrics(target text) RETURNS text[]
+LANGUAGE sql IMMUTABLE
+RETURN CASE WHEN target = ANY (bqx._metric_names('bqx')) THEN bqx._metric_names('bqx') ELSE bqx._metric_names('bqx') || target END;
+
+-- The queries that _correlations takes. Targets are a column of the first, which reads on to where they stand. Parameters: the month's ends, and
+-- where the last targets stand.
+CREATE FUNCTION bqx._correlated_queries(pair text, target text) RETURNS text[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT format('SELECT r.at - %L::interval, r.%I FROM %s AS r WHERE r.%2$I IS NOT NULL', make_interval(mins => horizon), target,
-                  bqx._rows_by_time(bqx._derived_table('bqx', pair), 'ts_utc', ARRAY[target], '$3', '$4'))
-        || array_agg(format('SELECT r.at, %s FROM %s AS r',
+    SELECT array_agg(format('SELECT r.at, %s FROM %s AS r',
                             (SELECT string_agg(format('r.%I', n), ', ' ORDER BY i) FROM unnest(names) WITH ORDINALITY AS u (n, i)),
-                            bqx._rows_by_time(rel, time_column, names, '$1', '$2')) ORDER BY ordinal)
-      FROM (VALUES (1, bqx._m1_table(pair), 'time', bqx._bar_columns()),
-                   (2, bqx._derived_table('bqx', pair), 'ts_utc', bqx._metric_names('bqx')),
-                   (3, bqx._derived_table('reg', pair), 'ts_utc', bqx._metric_names('reg'))) AS s (ordinal, rel, time_column, names)
-     CROSS JOIN (SELECT format('w%s_bqx_return', width)) AS t (target)
-     GROUP BY target
+                            bqx._rows_by_time(rel, time_column, names, '$1', until)) ORDER BY ordinal)
+      FROM (VALUES (1, bqx._derived_table('bqx', pair), 'ts_utc', bqx._correlated_metrics(target), '$3'),
+                   (2, bqx._m1_table(pair), 'time', bqx._bar_columns(), '$2'),
+                   (3, bqx._derived_table('reg', pair), 'ts_utc', bqx._metric_names('reg'), '$2')) AS s (ordinal, rel, time_column, names, until)
 $$;
 
 -- Computes one pair's month anew. Targets may lie in the next month.
@@ -7241,15 +7291,18 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
 AS $$
 #variable_conflict use_column
 DECLARE
-    bounds timestamptz[] := bqx._target_bounds(bqx._month_start($2), bqx._month_start(bqx._next_month($2)), $3);
+    month_ends timestamptz := bqx._month_start(bqx._next_month($2));
     target_name text := format('w%s_bqx_return', $4);
+    names text[] := bqx._correlated_metrics(target_name) || bqx._bar_columns() || bqx._metric_names('reg');
     done bigint;
 BEGIN
-    bounds[4] := bounds[2] + make_interval(mins => $3);
     DELETE FROM bqx_ml.correlations AS c WHERE c.pair = $1 AND c.month = $2 AND c.target = target_name AND c.horizon = $3;
     INSERT INTO bqx_ml.correlations (pair, month, feature, target, horizon, n, pearson, spearman)
-    SELECT $1, $2, (bqx._feature_names())[c.position], target_name, $3, c.n, c.pearson, c.spearman
-      FROM bqx._correlations(bqx._correlated_queries($1, $3, $4), bounds) AS c WHERE c.n > 0;
+    SELECT $1, $2, names[c.position], target_name, $3, c.n, c.pearson, c.spearman
+      FROM bqx._correlations(bqx._correlated_queries($1, target_name),
+                             ARRAY[bqx._month_start($2), month_ends, month_ends + make_interval(mins => $3)],
+                             array_position(names, target_name), $3) AS c
+     WHERE c.n > 0;
     GET DIAGNOSTICS done = ROW_COUNT;
     RETURN done;
 END
@@ -7675,22 +7728,26 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UT
 AS $$
 DECLARE
     first_bar timestamptz := greatest((bqx._m1_span(bqx._m1_table(one))).first_bar, (bqx._m1_span(bqx._m1_table(other))).first_bar);
+    last_bar timestamptz := least((bqx._m1_span(bqx._m1_table(one))).last_bar, (bqx._m1_span(bqx._m1_table(other))).last_bar);
+    before timestamptz := CASE WHEN instant <= last_bar THEN instant ELSE last_bar + interval '1 minute' END;
     reach interval := make_interval(mins => 2 * bars) + interval '168 hours';
     found timestamptz;
 BEGIN
-    WHILE found IS NULL AND isfinite(instant) LOOP
-        EXECUTE format('SELECT a.at FROM %s AS a JOIN %s AS b ON b.at = a.at ORDER BY a.at DESC OFFSET %s LIMIT 1',
-                       bqx._rows_by_time(bqx._m1_table(one), 'time', '{}', '$1', '$2'),
-                       bqx._rows_by_time(bqx._m1_table(other), 'time', '{}', '$1', '$2'), bars - 1)
-           INTO found USING instant - reach, instant;
-        EXIT WHEN (instant - reach > first_bar) IS NOT TRUE;
+    WHILE found IS NULL AND isfinite(instant) AND isfinite(before) LOOP
+        EXECUTE format('SELECT a.at FROM %s AS a JOIN %s AS b ON b.at = a.at WHERE a.close IS NOT NULL AND b.close IS NOT NULL '
+                       'ORDER BY a.at DESC OFFSET %s LIMIT 1',
+                       bqx._rows_by_time(bqx._m1_table(one), 'time', '{close}', '$1', '$2'),
+                       bqx._rows_by_time(bqx._m1_table(other), 'time', '{close}', '$1', '$2'), bars - 1)
+           INTO found USING before - reach, before;
+        EXIT WHEN (before - reach > first_bar) IS NOT TRUE;
         reach := 4 * reach;
     END LOOP;
     RETURN coalesce(found, '-infinity');
 END
 $$;
 
--- SQL for the correlation of two pairs, in [$2, $3), of bars from $1 on. Bars count that both have; each one's return is since the one before.
+-- SQL for the correlation of two pairs, in [$2, $3), of bars from $1 on. Bars count that both have, with a
+-- close; each one's return is since the one before.
 CREATE FUNCTION bqx._cross_pair_query(one text, other text, width int) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -7698,7 +7755,8 @@ AS $$
         'SELECT c.at, %L::text, %L::text, c.correlation '
         'FROM (SELECT r.at, CASE WHEN count(*) OVER frame = %s THEN bqx.rolling_corr(r.one, r.other) OVER frame END AS correlation '
               'FROM (SELECT a.at, a.close / lag(a.close) OVER by_time - 1 AS one, b.close / lag(b.close) OVER by_time - 1 AS other '
-                    'FROM %s AS a JOIN %s AS b ON b.at = a.at WINDOW by_time AS (ORDER BY a.at)) AS r '
+                    'FROM %s AS a JOIN %s AS b ON b.at = a.at WHERE a.close IS NOT NULL AND b.close IS NOT NULL '
+                    'WINDOW by_time AS (ORDER BY a.at)) AS r '
               'WHERE r.one IS NOT NULL AND r.other IS NOT NULL '
               'WINDOW frame AS (ORDER BY r.at ROWS %s PRECEDING)) AS c '
         'WHERE c.at >= $2 ORDER BY c.at',
@@ -7709,7 +7767,7 @@ $$;
 CREATE FUNCTION bqx.cross_pair_correlation(
     pairs text[], from_ts timestamp with time zone, to_ts timestamp with time zone, width int)
 RETURNS TABLE (ts_utc timestamp with time zone, pair text, other text, correlation double precision)
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET jit = off
 AS $$
 DECLARE
     chosen text[] := coalesce(bqx._check_pairs(pairs), bqx._pairs_with_bars());
@@ -7754,6 +7812,11 @@ SET LOCAL search_path TO bqx, pg_temp;
 
 SET LOCAL search_path TO pg_catalog, pg_temp;  -- for what is parsed here: see preflight.sql
 
+-- SQL for whether this is a number that has a logarithm. (NaN is greater than infinity.)
+CREATE FUNCTION bqx._is_an_index(expression text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT format('%1$s > 0 AND %1$s < ''infinity''', expression) $$;
+
 -- SQL for a currency's strength in [$1, $2), of its pairs in [starts, $2): since the last bar of each before $1. The sum of the logarithms is
 -- in the order of the pairs' names, so that it is the same double every time.
 CREATE FUNCTION bqx._currency_strength_query(currency text, members text[], starts timestamp with time zone[]) RETURNS text
@@ -7767,50 +7830,61 @@ AS $$
         string_agg(format('k.v%s', i), ' + ' ORDER BY i), count(*),
         string_agg(format('bqx.last_known(m.v%s) OVER by_time AS v%1$s', i), ', ' ORDER BY i),
         string_agg(format('max(r.v) FILTER (WHERE r.i = %s) AS v%1$s', i), ', ' ORDER BY i),
-        string_agg(format('SELECT b.at, %s AS i, %sln(b.rate_index / 100) AS v FROM %s AS b', i,
+        string_agg(format('SELECT b.at, %s AS i, CASE WHEN %s THEN %sln(b.rate_index / 100) END AS v FROM %s AS b', i,
+                          bqx._is_an_index('b.rate_index'),
                           CASE WHEN upper(p.base) = currency THEN '' ELSE '-' END,
                           bqx._rows_by_time(bqx._m1_table(member), 'time', '{rate_index}', format('%L::timestamptz', starts[i]), '$2')),
                    ' UNION ALL ' ORDER BY i))
       FROM unnest(members) WITH ORDINALITY AS u (member, i) JOIN bqx.pairs AS p ON p.pair = member
 $$;
 
--- The last bar of a pair before an instant; -infinity if there is none.
-CREATE FUNCTION bqx._last_bar_before(pair text, instant timestamp with time zone) RETURNS timestamp with time zone
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+-- The last bar of a pair before an instant that has an index; -infinity if there is none. Looked for in a stretch that grows.
+CREATE FUNCTION bqx._last_indexed_before(pair text, instant timestamp with time zone) RETURNS timestamp with time zone
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
 AS $$
 DECLARE
+    span record := bqx._m1_span(bqx._m1_table(pair));
+    before timestamptz := CASE WHEN instant <= span.last_bar THEN instant ELSE span.last_bar + interval '1 minute' END;
+    reach interval := interval '24 hours';
     found timestamptz;
 BEGIN
-    EXECUTE format('SELECT a.at FROM %s AS a ORDER BY a.at DESC LIMIT 1',
-                   bqx._rows_by_time(bqx._m1_table(pair), 'time', '{}', '$1', '$2'))
-       INTO found USING '-infinity'::timestamptz, instant;
+    WHILE found IS NULL AND isfinite(instant) AND isfinite(before) LOOP
+        EXECUTE format('SELECT max(a.at) FROM %s AS a WHERE %s',
+                       bqx._rows_by_time(bqx._m1_table(pair), 'time', '{rate_index}', '$1', '$2'), bqx._is_an_index('a.rate_index'))
+           INTO found USING before - reach, before;
+        EXIT WHEN (before - reach > span.first_bar) IS NOT TRUE;
+        reach := 8 * reach;
+    END LOOP;
     RETURN coalesce(found, '-infinity');
 END
 $$;
 
 CREATE FUNCTION bqx_ml.currency_strength(currency text, from_ts timestamp with time zone, to_ts timestamp with time zone)
 RETURNS TABLE (ts_utc timestamp with time zone, strength double precision, bars int)
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET jit = off
 AS $$
 DECLARE
-    pairs_with_bars text[] := bqx._pairs_with_bars();
-    members text[] := ARRAY(SELECT p.pair FROM bqx.pairs AS p
-                             WHERE upper(currency) IN (upper(p.base), upper(p.quote)) AND p.pair = ANY (pairs_with_bars) ORDER BY p.pair);
-    known text[] := ARRAY(SELECT DISTINCT upper(c) FROM bqx.pairs AS p CROSS JOIN LATERAL (VALUES (p.base), (p.quote)) AS v (c)
-                           WHERE p.pair = ANY (pairs_with_bars) ORDER BY 1);
+    -- Only these pairs' tables are looked at: others may not be the caller's to read.
+    members text[] := ARRAY(SELECT p.pair FROM bqx.pairs AS p CROSS JOIN LATERAL to_regclass(format('bqx.%I', 'm1_' || p.pair)) AS m1
+                             WHERE CASE WHEN upper(currency) IN (upper(p.base), upper(p.quote)) AND m1 IS NOT NULL
+                                        THEN bqx._end_bar(bqx._m1_table(p.pair), true) IS NOT NULL END
+                             ORDER BY p.pair);
+    known text[];
 BEGIN
     PERFORM bqx._check_time_range(from_ts, to_ts);
     IF members = '{}' THEN
+        known := ARRAY(SELECT DISTINCT upper(c) FROM bqx.pairs AS p CROSS JOIN LATERAL (VALUES (p.base), (p.quote)) AS v (c)
+                        WHERE p.pair = ANY (bqx._pairs_with_bars()) ORDER BY 1);
         RAISE EXCEPTION USING
             ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('no pair with bars has the currency %s', coalesce(quote_literal(currency), 'NULL')),
-            HINT = CASE WHEN known = '{}' THEN 'CALL bqx.ingest_m1(pair);  or  CALL bqx.simulate_m1(pairs, from_month, to_month);  makes bars.'
+            HINT = CASE WHEN known = '{}' THEN 'CALL bqx.load_m1(pair, file);  loads bars,  CALL bqx.simulate_m1(pairs, from_month, to_month);  makes some.'
                 ELSE format('There are bars of %s.', bqx._listed(known, 20)) END;
     END IF;
     PERFORM bqx._check_has_index(m) FROM unnest(members) AS m;
     RETURN QUERY EXECUTE bqx._currency_strength_query(
             upper(currency), members,
-            ARRAY(SELECT bqx._last_bar_before(m, coalesce(from_ts, '-infinity')) FROM unnest(members) WITH ORDINALITY AS u (m, i) ORDER BY i))
+            ARRAY(SELECT bqx._last_indexed_before(m, coalesce(from_ts, '-infinity')) FROM unnest(members) WITH ORDINALITY AS u (m, i) ORDER BY i))
         USING coalesce(from_ts, '-infinity'), coalesce(to_ts, 'infinity');
 END
 $$;
@@ -7839,7 +7913,7 @@ BEGIN
     IF name = ANY (names) IS NOT TRUE THEN
         RAISE EXCEPTION USING
             ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('%s has no column %s', derived, coalesce(name, 'of that width')),
+            MESSAGE = CASE WHEN name IS NULL THEN 'a width must not be NULL' ELSE format('%s has no column %s', derived, name) END,
             HINT = format('It has: %s.', bqx._listed(ARRAY(SELECT n FROM unnest(names) AS n WHERE n ~ ('^w[0-9]+' || regexp_replace(name, '^w[0-9]*', '') || '$')), 10));
     END IF;
 END
@@ -7855,7 +7929,7 @@ AS $$
                'percentile_disc(ARRAY[1 / 3.0, 2 / 3.0]) WITHIN GROUP (ORDER BY b.%2$I) AS until '
         'FROM %4$s AS b GROUP BY 1) '
         'SELECT r.at, CASE WHEN r.%1$s_r2 < $4 THEN ''range'' WHEN r.%1$s_slope_end > 0 THEN ''up'' WHEN r.%1$s_slope_end < 0 THEN ''down'' '
-                          'WHEN r.%1$s_r2 >= $4 THEN ''range'' END, '
+                          'WHEN r.%1$s_slope_end = 0 THEN ''range'' END, '
                'CASE WHEN b.%2$I < t.until[1] THEN ''low'' WHEN b.%2$I < t.until[2] THEN ''medium'' WHEN b.%2$I >= t.until[2] THEN ''high'' END, '
                'r.%1$s_r2, r.%1$s_slope_end, b.%2$I '
         'FROM %3$s AS r LEFT JOIN %5$s AS b ON b.at = r.at LEFT JOIN terciles AS t ON t.month = bqx._month_of(r.at) ORDER BY r.at',
@@ -7872,14 +7946,15 @@ CREATE FUNCTION bqx_ml.market_regime(
 RETURNS TABLE (
     ts_utc timestamp with time zone, trend text, volatility_tercile text, r2 double precision, slope double precision,
     volatility double precision)
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET jit = off
 AS $$
 DECLARE
     known_pair text := bqx._check_pair(pair);
 BEGIN
     PERFORM bqx._check_time_range(from_ts, to_ts);
-    PERFORM bqx._check_metric('reg', bqx._derived_table('reg', known_pair), format('w%s_reg_r2', trend_width)),
-            bqx._check_metric('bqx', bqx._derived_table('bqx', known_pair), format('w%s_bqx_stdev_index', volatility_width));
+    PERFORM bqx._check_metric('reg', bqx._derived_table('reg', known_pair), 'w' || trend_width || '_reg_r2'),
+            bqx._check_metric('reg', bqx._derived_table('reg', known_pair), 'w' || trend_width || '_reg_slope_end'),
+            bqx._check_metric('bqx', bqx._derived_table('bqx', known_pair), 'w' || volatility_width || '_bqx_stdev_index');
     IF (trend_r2 BETWEEN 0 AND 1) IS NOT TRUE THEN
         RAISE EXCEPTION USING
             ERRCODE = 'invalid_parameter_value',
@@ -7936,13 +8011,17 @@ COMMENT ON COLUMN bqx.time_feature_row.near_weekend IS 'four hours or less befor
 -- Seconds of the day, local to a time zone.
 CREATE FUNCTION bqx._second_of_day(ts timestamp with time zone, zone text) RETURNS double precision
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN extract(epoch FROM (ts AT TIME ZONE zone)::time)::double precision;
+RETURN CASE WHEN isfinite(ts) THEN extract(epoch FROM (ts AT TIME ZONE zone)::time)::double precision END;
+
+CREATE FUNCTION bqx._day_of_week(ts timestamp with time zone) RETURNS double precision
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN isfinite(ts) THEN (extract(isodow FROM ts AT TIME ZONE 'UTC') - 1)::double precision END;
 
 -- Clocks change on Sunday nights, when the market is closed: within its week, minutes of the wall clock are minutes.
 CREATE FUNCTION bqx._minutes_since_open(ts timestamp with time zone) RETURNS int
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN floor(extract(epoch FROM ((ts AT TIME ZONE 'America/New_York' + interval '7 hours')
-                                 - date_trunc('week', ts AT TIME ZONE 'America/New_York' + interval '7 hours'))) / 60)::int;
+RETURN CASE WHEN isfinite(ts) THEN floor(extract(epoch FROM ((ts AT TIME ZONE 'America/New_York' + interval '7 hours')
+                                 - date_trunc('week', ts AT TIME ZONE 'America/New_York' + interval '7 hours'))) / 60)::int END;
 
 CREATE FUNCTION bqx._in_session(ts timestamp with time zone, zone text, opens int) RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -7964,8 +8043,8 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN ROW(
     sin(2 * pi() / 86400 * (bqx._second_of_day(ts, 'UTC'))),
     cos(2 * pi() / 86400 * (bqx._second_of_day(ts, 'UTC'))),
-    sin(2 * pi() / 7 * (extract(isodow FROM ts AT TIME ZONE 'UTC') - 1)::double precision),
-    cos(2 * pi() / 7 * (extract(isodow FROM ts AT TIME ZONE 'UTC') - 1)::double precision),
+    sin(2 * pi() / 7 * bqx._day_of_week(ts)),
+    cos(2 * pi() / 7 * bqx._day_of_week(ts)),
     bqx._in_session(ts, 'Asia/Tokyo', 9),
     bqx._in_session(ts, 'Europe/London', 8),
     bqx._in_session(ts, 'America/New_York', 8),
@@ -7976,6 +8055,12 @@ RETURN ROW(
 )::bqx.time_feature_row;
 COMMENT ON FUNCTION bqx.time_features(timestamp with time zone) IS
     'What the clock says of an instant: hour and weekday as angles, sessions, minutes since the week''s open, near the weekend';
+
+-- Where a table's times have no zone, they are UTC, as everywhere in bqx: the session's zone must not make others of them.
+CREATE FUNCTION bqx.time_features(ts timestamp without time zone) RETURNS bqx.time_feature_row
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN bqx.time_features(ts AT TIME ZONE 'UTC');
+COMMENT ON FUNCTION bqx.time_features(timestamp without time zone) IS 'The same of a time that is meant in UTC';
 
 SET LOCAL search_path TO bqx, pg_temp;
 /* </end connected objects> */
@@ -8193,11 +8278,15 @@ BEGIN ATOMIC
            ('quadratic_reg_xy', 'bqx.quadratic_reg(close, high) OVER (w ROWS 59 PRECEDING)');
 END;
 
--- Copies of bars around an instant: so many up to it, and as many after, once as they are and once with those after it changed. By turns, ten
--- are moved by some per cent, each by others, and ten are stairs down after one bar up, so that there are candlestick patterns of every kind.
+-- Copies of bars around an instant: so many up to it, and as many after; once as they are, and twice with all after it changed, once up and once
+-- down, so that what goes by which way the next bar goes is found out, too. By turns, ten are moved by some per cent, each by others, and ten are
+-- stairs back after one bar forth, so that there are candlestick patterns of every kind. What is NULL or 0 changes as well. Of those that go
+-- down, the first and every seventh are left out: so what goes by when bars come, or how many, is found out.
 CREATE FUNCTION bqx._copy_bars_around(m1 regclass, instant timestamp with time zone, bars int) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    copied record;
 BEGIN
     EXECUTE format(
         'CREATE TEMP TABLE bqx_bars_as_they_are AS '
@@ -8206,24 +8295,61 @@ BEGIN
               '(SELECT * FROM %1$s AS l WHERE l.at > $1 ORDER BY l.at LIMIT $2)) AS b',
         bqx._rows_by_time(m1, 'time', bqx._bar_columns(), NULL, NULL))
         USING instant, bars;
-    CREATE TEMP TABLE bqx_bars_changed_after AS
-    WITH later AS (
-        SELECT b.*, row_number() OVER (ORDER BY b.time) - 1 AS n FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time > instant
-    ), changes AS (
-        SELECT l.*, l.n / 10 % 2 = 1 AS is_stair, 1 + 0.03 * sin((l.n + 1) ^ 2) AS share, level * (1 - 0.001 * (l.n % 10)) AS opens,
-               level * (1 - 0.001 * (l.n % 10) + CASE l.n % 10 WHEN 0 THEN 0.001 ELSE -0.0015 END) AS closes
-          FROM later AS l CROSS JOIN (SELECT avg(b.close) FROM pg_temp.bqx_bars_as_they_are AS b) AS a (level)
-    )
-    SELECT b.* FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time <= instant
-     UNION ALL
-    SELECT c.time, CASE WHEN is_stair THEN opens ELSE open * share END,
-           CASE WHEN is_stair THEN greatest(opens, closes) ELSE high * share END,
-           CASE WHEN is_stair THEN least(opens, closes) ELSE low * share END,
-           CASE WHEN is_stair THEN closes ELSE close * share END, volume * share, rate_index * share
-      FROM changes AS c;
+    FOR copied IN SELECT * FROM (VALUES ('bqx_bars_raised_after', 1), ('bqx_bars_lowered_after', -1)) AS v (name, way) LOOP
+        EXECUTE format(
+            'CREATE TEMP TABLE %I AS SELECT b.* FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time <= $1 UNION ALL '
+            'SELECT c.time, CASE WHEN is_stair THEN opens ELSE coalesce(open, level) * share END, '
+                   'CASE WHEN is_stair THEN greatest(opens, closes) ELSE coalesce(high, level) * share END, '
+                   'CASE WHEN is_stair THEN least(opens, closes) ELSE coalesce(low, level) * share END, '
+                   'CASE WHEN is_stair THEN closes ELSE coalesce(close, level) * share END, '
+                   'CASE WHEN $2 > 0 THEN coalesce(volume, 0) + 1e6 * share ELSE 0 END, rate_index * share '
+              'FROM (SELECT l.*, level, l.n / 10 %% 2 = 1 AS is_stair, 1 + $2 * (0.01 + 0.02 * abs(sin((l.n + 1) ^ 2))) AS share, '
+                           'level * (1 + $2 * (0.02 - 0.001 * (l.n %% 10))) AS opens, '
+                           'level * (1 + $2 * (0.02 - 0.001 * (l.n %% 10) + CASE l.n %% 10 WHEN 0 THEN 0.001 ELSE -0.0015 END)) AS closes '
+                      'FROM (SELECT b.*, row_number() OVER (ORDER BY b.time) - 1 AS n FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time > $1) AS l '
+                     'CROSS JOIN (SELECT avg(b.close) FROM pg_temp.bqx_bars_as_they_are AS b) AS a (level)) AS c '
+             'WHERE $2 > 0 OR c.n %% 7 <> 0', copied.name)
+            USING instant, copied.way;
+        EXECUTE format('CREATE UNIQUE INDEX ON pg_temp.%I (time)', copied.name);
+        EXECUTE format('ANALYZE pg_temp.%I', copied.name);
+    END LOOP;
     CREATE UNIQUE INDEX ON pg_temp.bqx_bars_as_they_are (time);
-    CREATE UNIQUE INDEX ON pg_temp.bqx_bars_changed_after (time);
-    ANALYZE pg_temp.bqx_bars_as_they_are, pg_temp.bqx_bars_changed_after;
+    ANALYZE pg_temp.bqx_bars_as_they_are;
+END
+$$;
+
+-- Expressions of the caller's: each must be one over the copy alone, since other tables stay as they are. Its own error is raised, but says
+-- which one it is.
+CREATE FUNCTION bqx._check_expressions(expressions text[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+AS $$
+DECLARE
+    expression text;
+    number int := 0;
+    said text;
+    hinted text;
+BEGIN
+    FOREACH expression IN ARRAY coalesce(expressions, '{}') LOOP
+        number := number + 1;
+        IF coalesce(expression, '') !~ '\S' OR expression ~* '\mselect\M' THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'invalid_parameter_value',
+                MESSAGE = format('expression %s is not over bars alone: %s', number, coalesce(quote_literal(expression), 'NULL')),
+                DETAIL = 'A query would read tables that stay as they are, whatever bars come.',
+                HINT = 'Such as:  lag(close) OVER w  with columns of M1, in the window w (ORDER BY time).';
+        END IF;
+        BEGIN
+            EXECUTE format(E'SELECT ROW(%s\n) FROM pg_temp.bqx_bars_as_they_are WINDOW w AS (ORDER BY time) LIMIT 0', expression);
+        EXCEPTION
+            WHEN OTHERS THEN
+                GET STACKED DIAGNOSTICS said = MESSAGE_TEXT, hinted = PG_EXCEPTION_HINT;
+                RAISE EXCEPTION USING
+                    ERRCODE = SQLSTATE,
+                    MESSAGE = format('expression %s cannot be computed: %s', number, quote_literal(expression)),
+                    DETAIL = said,
+                    HINT = coalesce(nullif(hinted, ''), 'Expressions have the columns of M1, and the window w (ORDER BY time).');
+        END;
+    END LOOP;
 END
 $$;
 
@@ -8242,8 +8368,8 @@ AS $$
      CROSS JOIN LATERAL bqx._metric_names(family) AS names
 $$;
 
--- The values of two such objects side by side, e1, e2 … under these names, those of composite ones under names of their own. (How many rows a window has, their n, is
--- no value.)
+-- The values of two such objects side by side, e1, e2 … under these names, those of composite ones under names of
+-- their own. (How many rows a window has, their n, is no value.)
 CREATE FUNCTION bqx._values_of(names text[], one jsonb, other jsonb) RETURNS TABLE (name text, a jsonb, b jsonb)
 LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
@@ -8256,13 +8382,14 @@ BEGIN ATOMIC
 END;
 
 CREATE FUNCTION bqx.verify_causality(
-    pair text, at timestamp with time zone DEFAULT NULL, bars int DEFAULT 1400, expressions text[] DEFAULT NULL)
+    pair text, at timestamp with time zone DEFAULT NULL, bars int DEFAULT 1000, expressions text[] DEFAULT NULL)
 RETURNS TABLE (
     feature text, is_causal boolean, rows_until bigint, changed_until bigint, rows_after bigint, changed_after bigint)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET jit = off
 AS $$
 DECLARE
-    m1 regclass := bqx._m1_table(bqx._check_pair(pair));
+    known_pair text := bqx._check_pair(pair);
+    m1 regclass := bqx._m1_table(known_pair);
     names text[];
     computed text[];
     last_until timestamptz;
@@ -8273,6 +8400,7 @@ BEGIN
             MESSAGE = format('bars must be between 2 and 100000, not %s', coalesce(bars::text, 'NULL')),
             DETAIL = 'So many bars until the instant are compared, and as many after it.';
     END IF;
+    PERFORM bqx._check_has_index(known_pair);
     EXECUTE format('SELECT b.at FROM %s AS b ORDER BY b.at DESC OFFSET %s LIMIT 1', bqx._rows_by_time(m1, 'time', '{}', NULL, NULL), bars)
        INTO last_until;
     last_until := coalesce(at, last_until);
@@ -8282,11 +8410,6 @@ BEGIN
             MESSAGE = format('%s has fewer than %s bars', m1, bars + 1),
             HINT = 'SELECT * FROM bqx.verify_causality(pair, bars => …);  takes fewer.';
     END IF;
-    -- Expressions are numbered: as names, long ones would be cut, and taken for each other.
-    SELECT array_agg(e.name ORDER BY e.i), array_agg(format(E'(%s\n) AS e%s', e.expression, e.i) ORDER BY e.i) INTO names, computed
-      FROM (SELECT row_number() OVER () AS i, u.*
-              FROM (SELECT * FROM bqx._indicator_expressions() UNION ALL SELECT x, x FROM unnest(expressions) AS x) AS u) AS e;
-
     PERFORM bqx._copy_bars_around(m1, last_until, bars);
     IF NOT EXISTS (SELECT FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time <= last_until)
        OR NOT EXISTS (SELECT FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time > last_until) THEN
@@ -8295,23 +8418,35 @@ BEGIN
             MESSAGE = format('%s has no bars on both sides of %s', m1, last_until),
             HINT = 'NULL takes an instant near the end of the bars.';
     END IF;
+    PERFORM bqx._check_expressions(expressions);
+
+    -- Expressions are numbered: as names, long ones would be cut, and taken for each other.
+    SELECT array_agg(e.name ORDER BY e.i), array_agg(format(E'(%s\n) AS e%s', e.expression, e.i) ORDER BY e.i) INTO names, computed
+      FROM (SELECT row_number() OVER () AS i, u.*
+              FROM (SELECT * FROM bqx._indicator_expressions() UNION ALL SELECT DISTINCT x, x FROM unnest(expressions) AS x) AS u) AS e;
     -- Materialized, or each value would be computed anew for each name.
     RETURN QUERY EXECUTE format(
-        'WITH a AS MATERIALIZED (%s), b AS MATERIALIZED (%s) '
-        'SELECT c.name, CASE WHEN changed_until > 0 THEN false WHEN known_until > 0 AND changed_after > 0 THEN true END, '
+        'WITH a AS MATERIALIZED (%s), b AS MATERIALIZED (%s), c AS MATERIALIZED (%s), compared AS ('
+        'SELECT v.*, a.time <= $1 AS is_until, true AS raised '
+          'FROM a JOIN b ON b.time = a.time CROSS JOIN LATERAL bqx._values_of($2, a.computed, b.computed) AS v UNION ALL '
+        'SELECT v.*, a.time <= $1, false '
+          'FROM a JOIN c ON c.time = a.time CROSS JOIN LATERAL bqx._values_of($2, a.computed, c.computed) AS v) '
+        'SELECT s.name, CASE WHEN changed_until > 0 THEN false WHEN known_until > 0 AND changed_after > 0 THEN true END, '
                'known_until, changed_until, known_after, changed_after '
-        'FROM (SELECT v.name, count(*) FILTER (WHERE is_until AND is_known), count(*) FILTER (WHERE is_until AND v.a IS DISTINCT FROM v.b), '
-                     'count(*) FILTER (WHERE NOT is_until AND is_known), count(*) FILTER (WHERE NOT is_until AND v.a IS DISTINCT FROM v.b) '
-              'FROM a JOIN b ON b.time = a.time CROSS JOIN LATERAL bqx._values_of($2, a.computed, b.computed) AS v '
-              'CROSS JOIN LATERAL (SELECT a.time <= $1, v.a <> ''null'' OR v.b <> ''null'') AS k (is_until, is_known) '
-              'GROUP BY v.name) AS c (name, known_until, changed_until, known_after, changed_after) ORDER BY c.name',
-        bqx._computed_of('pg_temp.bqx_bars_as_they_are', computed), bqx._computed_of('pg_temp.bqx_bars_changed_after', computed))
+        'FROM (SELECT v.name, count(*) FILTER (WHERE is_until AND raised AND is_known), '
+                     'greatest(count(*) FILTER (WHERE is_until AND raised AND differs), count(*) FILTER (WHERE is_until AND NOT raised AND differs)), '
+                     'count(*) FILTER (WHERE NOT is_until AND raised AND is_known), '
+                     'greatest(count(*) FILTER (WHERE NOT is_until AND raised AND differs), count(*) FILTER (WHERE NOT is_until AND NOT raised AND differs)) '
+              'FROM compared AS v CROSS JOIN LATERAL (SELECT v.a <> ''null'' OR v.b <> ''null'', v.a IS DISTINCT FROM v.b) AS k (is_known, differs) '
+              'GROUP BY v.name) AS s (name, known_until, changed_until, known_after, changed_after) ORDER BY s.name',
+        bqx._computed_of('pg_temp.bqx_bars_as_they_are', computed), bqx._computed_of('pg_temp.bqx_bars_raised_after', computed),
+        bqx._computed_of('pg_temp.bqx_bars_lowered_after', computed))
         USING last_until, names;
-    DROP TABLE pg_temp.bqx_bars_as_they_are, pg_temp.bqx_bars_changed_after;
+    DROP TABLE pg_temp.bqx_bars_as_they_are, pg_temp.bqx_bars_raised_after, pg_temp.bqx_bars_lowered_after;
 END
 $$;
 COMMENT ON FUNCTION bqx.verify_causality(text, timestamp with time zone, int, text[]) IS
-    'Changes bars after an instant, in a copy, and compares everything that is computed of bars until then: is_causal unless something differs';
+    'Changes bars after an instant, in copies, and compares everything that is computed of bars until then: is_causal unless something differs';
 
 SET LOCAL search_path TO bqx, pg_temp;
 /* </end connected objects> */

@@ -25,21 +25,22 @@ BEGIN
 END
 $$;
 
--- The queries that _correlations takes for a pair's targets, so many minutes before they stand, and for its features, in the order of
--- _feature_names. Parameters as of _targets_query.
-CREATE FUNCTION bqx._correlated_queries(pair text, horizon int, width int) RETURNS text[]
+-- What is read of the table of BQX metrics: the target, too, where it is of a window that is not a default one.
+CREATE FUNCTION bqx._correlated_metrics(target text) RETURNS text[]
+LANGUAGE sql IMMUTABLE
+RETURN CASE WHEN target = ANY (bqx._metric_names('bqx')) THEN bqx._metric_names('bqx') ELSE bqx._metric_names('bqx') || target END;
+
+-- The queries that _correlations takes. Targets are a column of the first, which reads on to where they stand. Parameters: the month's ends, and
+-- where the last targets stand.
+CREATE FUNCTION bqx._correlated_queries(pair text, target text) RETURNS text[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT format('SELECT r.at - %L::interval, r.%I FROM %s AS r WHERE r.%2$I IS NOT NULL', make_interval(mins => horizon), target,
-                  bqx._rows_by_time(bqx._derived_table('bqx', pair), 'ts_utc', ARRAY[target], '$3', '$4'))
-        || array_agg(format('SELECT r.at, %s FROM %s AS r',
+    SELECT array_agg(format('SELECT r.at, %s FROM %s AS r',
                             (SELECT string_agg(format('r.%I', n), ', ' ORDER BY i) FROM unnest(names) WITH ORDINALITY AS u (n, i)),
-                            bqx._rows_by_time(rel, time_column, names, '$1', '$2')) ORDER BY ordinal)
-      FROM (VALUES (1, bqx._m1_table(pair), 'time', bqx._bar_columns()),
-                   (2, bqx._derived_table('bqx', pair), 'ts_utc', bqx._metric_names('bqx')),
-                   (3, bqx._derived_table('reg', pair), 'ts_utc', bqx._metric_names('reg'))) AS s (ordinal, rel, time_column, names)
-     CROSS JOIN (SELECT format('w%s_bqx_return', width)) AS t (target)
-     GROUP BY target
+                            bqx._rows_by_time(rel, time_column, names, '$1', until)) ORDER BY ordinal)
+      FROM (VALUES (1, bqx._derived_table('bqx', pair), 'ts_utc', bqx._correlated_metrics(target), '$3'),
+                   (2, bqx._m1_table(pair), 'time', bqx._bar_columns(), '$2'),
+                   (3, bqx._derived_table('reg', pair), 'ts_utc', bqx._metric_names('reg'), '$2')) AS s (ordinal, rel, time_column, names, until)
 $$;
 
 -- Computes one pair's month anew. Targets may lie in the next month.
@@ -48,15 +49,18 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
 AS $$
 #variable_conflict use_column
 DECLARE
-    bounds timestamptz[] := bqx._target_bounds(bqx._month_start($2), bqx._month_start(bqx._next_month($2)), $3);
+    month_ends timestamptz := bqx._month_start(bqx._next_month($2));
     target_name text := format('w%s_bqx_return', $4);
+    names text[] := bqx._correlated_metrics(target_name) || bqx._bar_columns() || bqx._metric_names('reg');
     done bigint;
 BEGIN
-    bounds[4] := bounds[2] + make_interval(mins => $3);
     DELETE FROM bqx_ml.correlations AS c WHERE c.pair = $1 AND c.month = $2 AND c.target = target_name AND c.horizon = $3;
     INSERT INTO bqx_ml.correlations (pair, month, feature, target, horizon, n, pearson, spearman)
-    SELECT $1, $2, (bqx._feature_names())[c.position], target_name, $3, c.n, c.pearson, c.spearman
-      FROM bqx._correlations(bqx._correlated_queries($1, $3, $4), bounds) AS c WHERE c.n > 0;
+    SELECT $1, $2, names[c.position], target_name, $3, c.n, c.pearson, c.spearman
+      FROM bqx._correlations(bqx._correlated_queries($1, target_name),
+                             ARRAY[bqx._month_start($2), month_ends, month_ends + make_interval(mins => $3)],
+                             array_position(names, target_name), $3) AS c
+     WHERE c.n > 0;
     GET DIAGNOSTICS done = ROW_COUNT;
     RETURN done;
 END

@@ -9,22 +9,26 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET TimeZone = 'UT
 AS $$
 DECLARE
     first_bar timestamptz := greatest((bqx._m1_span(bqx._m1_table(one))).first_bar, (bqx._m1_span(bqx._m1_table(other))).first_bar);
+    last_bar timestamptz := least((bqx._m1_span(bqx._m1_table(one))).last_bar, (bqx._m1_span(bqx._m1_table(other))).last_bar);
+    before timestamptz := CASE WHEN instant <= last_bar THEN instant ELSE last_bar + interval '1 minute' END;
     reach interval := make_interval(mins => 2 * bars) + interval '168 hours';
     found timestamptz;
 BEGIN
-    WHILE found IS NULL AND isfinite(instant) LOOP
-        EXECUTE format('SELECT a.at FROM %s AS a JOIN %s AS b ON b.at = a.at ORDER BY a.at DESC OFFSET %s LIMIT 1',
-                       bqx._rows_by_time(bqx._m1_table(one), 'time', '{}', '$1', '$2'),
-                       bqx._rows_by_time(bqx._m1_table(other), 'time', '{}', '$1', '$2'), bars - 1)
-           INTO found USING instant - reach, instant;
-        EXIT WHEN (instant - reach > first_bar) IS NOT TRUE;
+    WHILE found IS NULL AND isfinite(instant) AND isfinite(before) LOOP
+        EXECUTE format('SELECT a.at FROM %s AS a JOIN %s AS b ON b.at = a.at WHERE a.close IS NOT NULL AND b.close IS NOT NULL '
+                       'ORDER BY a.at DESC OFFSET %s LIMIT 1',
+                       bqx._rows_by_time(bqx._m1_table(one), 'time', '{close}', '$1', '$2'),
+                       bqx._rows_by_time(bqx._m1_table(other), 'time', '{close}', '$1', '$2'), bars - 1)
+           INTO found USING before - reach, before;
+        EXIT WHEN (before - reach > first_bar) IS NOT TRUE;
         reach := 4 * reach;
     END LOOP;
     RETURN coalesce(found, '-infinity');
 END
 $$;
 
--- SQL for the correlation of two pairs, in [$2, $3), of bars from $1 on. Bars count that both have; each one's return is since the one before.
+-- SQL for the correlation of two pairs, in [$2, $3), of bars from $1 on. Bars count that both have, with a
+-- close; each one's return is since the one before.
 CREATE FUNCTION bqx._cross_pair_query(one text, other text, width int) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -32,7 +36,8 @@ AS $$
         'SELECT c.at, %L::text, %L::text, c.correlation '
         'FROM (SELECT r.at, CASE WHEN count(*) OVER frame = %s THEN bqx.rolling_corr(r.one, r.other) OVER frame END AS correlation '
               'FROM (SELECT a.at, a.close / lag(a.close) OVER by_time - 1 AS one, b.close / lag(b.close) OVER by_time - 1 AS other '
-                    'FROM %s AS a JOIN %s AS b ON b.at = a.at WINDOW by_time AS (ORDER BY a.at)) AS r '
+                    'FROM %s AS a JOIN %s AS b ON b.at = a.at WHERE a.close IS NOT NULL AND b.close IS NOT NULL '
+                    'WINDOW by_time AS (ORDER BY a.at)) AS r '
               'WHERE r.one IS NOT NULL AND r.other IS NOT NULL '
               'WINDOW frame AS (ORDER BY r.at ROWS %s PRECEDING)) AS c '
         'WHERE c.at >= $2 ORDER BY c.at',
@@ -43,7 +48,7 @@ $$;
 CREATE FUNCTION bqx.cross_pair_correlation(
     pairs text[], from_ts timestamp with time zone, to_ts timestamp with time zone, width int)
 RETURNS TABLE (ts_utc timestamp with time zone, pair text, other text, correlation double precision)
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET jit = off
 AS $$
 DECLARE
     chosen text[] := coalesce(bqx._check_pairs(pairs), bqx._pairs_with_bars());

@@ -93,7 +93,7 @@ $$;
 -- own function instead: src/one_pair.rs.
 CREATE FUNCTION bqx_ml.features(pairs text[], from_ts timestamp with time zone, to_ts timestamp with time zone)
 RETURNS SETOF bqx.feature_row
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SUPPORT bqx._of_one_pair SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SUPPORT bqx._of_one_pair SET search_path = pg_catalog, pg_temp SET jit = off
 AS $$
 DECLARE
     chosen text[] := bqx._pairs_with_metrics(pairs);
@@ -154,7 +154,7 @@ BEGIN
             'features_' || chosen_pair, coalesce(materialized, false),
             bqx._features_query(chosen_pair, bqx._metrics_of('bqx', bqx._derived_table('bqx', chosen_pair)),
                                 bqx._metrics_of('reg', bqx._derived_table('reg', chosen_pair))),
-            format('Bars of %s with their BQX and REG metrics', chosen_pair), call);
+            format('Bars of %s with their BQX and REG metrics', chosen_pair), call, bqx._tables_of_features(chosen_pair));
         PERFORM bqx._make_ml_function('features_' || chosen_pair, 'feature_row', bqx._feature_rows_query(chosen_pair),
                                       format('Rows of bqx_ml.features for %s', chosen_pair), call,
                                       bqx._tables_of_features(chosen_pair));

@@ -12,7 +12,7 @@ BEGIN
     IF name = ANY (names) IS NOT TRUE THEN
         RAISE EXCEPTION USING
             ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('%s has no column %s', derived, coalesce(name, 'of that width')),
+            MESSAGE = CASE WHEN name IS NULL THEN 'a width must not be NULL' ELSE format('%s has no column %s', derived, name) END,
             HINT = format('It has: %s.', bqx._listed(ARRAY(SELECT n FROM unnest(names) AS n WHERE n ~ ('^w[0-9]+' || regexp_replace(name, '^w[0-9]*', '') || '$')), 10));
     END IF;
 END
@@ -28,7 +28,7 @@ AS $$
                'percentile_disc(ARRAY[1 / 3.0, 2 / 3.0]) WITHIN GROUP (ORDER BY b.%2$I) AS until '
         'FROM %4$s AS b GROUP BY 1) '
         'SELECT r.at, CASE WHEN r.%1$s_r2 < $4 THEN ''range'' WHEN r.%1$s_slope_end > 0 THEN ''up'' WHEN r.%1$s_slope_end < 0 THEN ''down'' '
-                          'WHEN r.%1$s_r2 >= $4 THEN ''range'' END, '
+                          'WHEN r.%1$s_slope_end = 0 THEN ''range'' END, '
                'CASE WHEN b.%2$I < t.until[1] THEN ''low'' WHEN b.%2$I < t.until[2] THEN ''medium'' WHEN b.%2$I >= t.until[2] THEN ''high'' END, '
                'r.%1$s_r2, r.%1$s_slope_end, b.%2$I '
         'FROM %3$s AS r LEFT JOIN %5$s AS b ON b.at = r.at LEFT JOIN terciles AS t ON t.month = bqx._month_of(r.at) ORDER BY r.at',
@@ -45,14 +45,15 @@ CREATE FUNCTION bqx_ml.market_regime(
 RETURNS TABLE (
     ts_utc timestamp with time zone, trend text, volatility_tercile text, r2 double precision, slope double precision,
     volatility double precision)
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET jit = off
 AS $$
 DECLARE
     known_pair text := bqx._check_pair(pair);
 BEGIN
     PERFORM bqx._check_time_range(from_ts, to_ts);
-    PERFORM bqx._check_metric('reg', bqx._derived_table('reg', known_pair), format('w%s_reg_r2', trend_width)),
-            bqx._check_metric('bqx', bqx._derived_table('bqx', known_pair), format('w%s_bqx_stdev_index', volatility_width));
+    PERFORM bqx._check_metric('reg', bqx._derived_table('reg', known_pair), 'w' || trend_width || '_reg_r2'),
+            bqx._check_metric('reg', bqx._derived_table('reg', known_pair), 'w' || trend_width || '_reg_slope_end'),
+            bqx._check_metric('bqx', bqx._derived_table('bqx', known_pair), 'w' || volatility_width || '_bqx_stdev_index');
     IF (trend_r2 BETWEEN 0 AND 1) IS NOT TRUE THEN
         RAISE EXCEPTION USING
             ERRCODE = 'invalid_parameter_value',

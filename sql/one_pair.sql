@@ -10,12 +10,25 @@ AS $$
      WHERE t IS NOT NULL
 $$;
 
--- Whether a function with this comment is made of what would be asked now.
-CREATE FUNCTION bqx._is_current(kind text, pair text, comment text) RETURNS boolean
+-- The tables that rows of related are read from.
+CREATE FUNCTION bqx._tables_of_related(pair text) RETURNS regclass[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT CASE WHEN kind = 'related' THEN bqx._is_made_of(comment, bqx._related_rows_query(pair))
-                ELSE bqx._is_of_shape(comment, bqx._tables_of_features(pair)) OR bqx._is_made_of(comment, bqx._feature_rows_query(pair)) END
+    SELECT array_agg(t ORDER BY i)
+      FROM unnest(pair || bqx._related_pairs(pair)) WITH ORDINALITY AS u (p, i)
+     CROSS JOIN LATERAL to_regclass(format('bqx.%I', bqx._derived_name('bqx', p))) AS t
+     WHERE t IS NOT NULL
+$$;
+
+-- Whether a function with this comment is made of what would be asked now: of the same tables, and of their columns as they are. (By the query
+-- itself where OIDs have changed, as after a restore.)
+CREATE FUNCTION bqx._is_current(function oid, kind text, pair text, comment text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN kind = 'related'
+                THEN bqx._reads_all('pg_proc', function, bqx._tables_of_related(pair)) AND bqx._is_made_of(comment, bqx._related_rows_query(pair))
+                ELSE bqx._is_of_shape(comment, bqx._tables_of_features(pair))
+                  OR bqx._reads_all('pg_proc', function, bqx._tables_of_features(pair)) AND bqx._is_made_of(comment, bqx._feature_rows_query(pair)) END
 $$;
 
 -- The function of one pair that may be called instead of a function over any pair (src/one_pair.rs); NULL: none. It will be run as
@@ -31,5 +44,6 @@ AS $$
      WHERE g.oid = of_any AND p.prorettype = g.prorettype AND p.proretset AND NOT p.prosecdef AND p.prosqlbody IS NOT NULL
        AND (p.proowner IN (s.nspowner, quote_ident(current_user)::regrole) OR (SELECT r.rolsuper FROM pg_roles AS r WHERE r.oid = p.proowner))
        AND has_function_privilege(p.oid, 'EXECUTE') AND has_function_privilege(g.oid, 'EXECUTE')
-       AND bqx._is_current(g.proname, pair, obj_description(p.oid, 'pg_proc'))
+       AND EXISTS (SELECT FROM bqx.pairs AS k WHERE k.pair = $2)
+       AND bqx._is_current(p.oid, g.proname, pair, obj_description(p.oid, 'pg_proc'))
 $$;

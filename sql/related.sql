@@ -78,7 +78,7 @@ $$;
 
 CREATE FUNCTION bqx_ml.related(pair text, from_ts timestamp with time zone, to_ts timestamp with time zone)
 RETURNS SETOF bqx.related_row
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SUPPORT bqx._of_one_pair SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SUPPORT bqx._of_one_pair SET search_path = pg_catalog, pg_temp SET jit = off
 AS $$
 BEGIN
     PERFORM bqx._check_time_range(from_ts, to_ts);
@@ -97,10 +97,11 @@ DECLARE
     call text := format('CALL bqx.create_related(%L);', known_pair);
     done text := bqx._make_ml_view(
         'related_' || known_pair, false, bqx._related_view_query(known_pair),
-        format('BQX metrics of %s beside those of %s related pairs', known_pair, cardinality(others)), call);
+        format('BQX metrics of %s beside those of %s related pairs', known_pair, cardinality(others)), call,
+        bqx._tables_of_related(known_pair));
 BEGIN
     PERFORM bqx._make_ml_function('related_' || known_pair, 'related_row', bqx._related_rows_query(known_pair),
-                                  format('Rows of bqx_ml.related for %s', known_pair), call);
+                                  format('Rows of bqx_ml.related for %s', known_pair), call, bqx._tables_of_related(known_pair));
     RAISE NOTICE 'bqx_ml.related_%: %, beside % pair(s) that share a currency with it', known_pair, done, cardinality(others);
 END
 $$;

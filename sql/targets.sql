@@ -86,7 +86,7 @@ BEGIN
             'targets_' || chosen_pair, false,
             bqx._targets_view_query(derived, bqx._check_target_widths(derived, widths), bqx._check_horizons(horizons)),
             format('What the metrics of %s will be some minutes later', chosen_pair),
-            format('CALL bqx.create_targets(ARRAY[%L], %L, %L);', chosen_pair, widths, horizons));
+            format('CALL bqx.create_targets(ARRAY[%L], %L, %L);', chosen_pair, widths, horizons), ARRAY[derived]);
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -120,7 +120,7 @@ $$;
 CREATE FUNCTION bqx_ml.targets(
     pair text, from_ts timestamp with time zone, to_ts timestamp with time zone, horizon int DEFAULT 60, width int DEFAULT 60)
 RETURNS SETOF bqx.target_row
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET jit = off
 AS $$
 DECLARE
     known_pair text := bqx._check_pair(pair);

@@ -30,13 +30,17 @@ COMMENT ON COLUMN bqx.time_feature_row.near_weekend IS 'four hours or less befor
 -- Seconds of the day, local to a time zone.
 CREATE FUNCTION bqx._second_of_day(ts timestamp with time zone, zone text) RETURNS double precision
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN extract(epoch FROM (ts AT TIME ZONE zone)::time)::double precision;
+RETURN CASE WHEN isfinite(ts) THEN extract(epoch FROM (ts AT TIME ZONE zone)::time)::double precision END;
+
+CREATE FUNCTION bqx._day_of_week(ts timestamp with time zone) RETURNS double precision
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN isfinite(ts) THEN (extract(isodow FROM ts AT TIME ZONE 'UTC') - 1)::double precision END;
 
 -- Clocks change on Sunday nights, when the market is closed: within its week, minutes of the wall clock are minutes.
 CREATE FUNCTION bqx._minutes_since_open(ts timestamp with time zone) RETURNS int
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN floor(extract(epoch FROM ((ts AT TIME ZONE 'America/New_York' + interval '7 hours')
-                                 - date_trunc('week', ts AT TIME ZONE 'America/New_York' + interval '7 hours'))) / 60)::int;
+RETURN CASE WHEN isfinite(ts) THEN floor(extract(epoch FROM ((ts AT TIME ZONE 'America/New_York' + interval '7 hours')
+                                 - date_trunc('week', ts AT TIME ZONE 'America/New_York' + interval '7 hours'))) / 60)::int END;
 
 CREATE FUNCTION bqx._in_session(ts timestamp with time zone, zone text, opens int) RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -58,8 +62,8 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN ROW(
     sin(2 * pi() / 86400 * (bqx._second_of_day(ts, 'UTC'))),
     cos(2 * pi() / 86400 * (bqx._second_of_day(ts, 'UTC'))),
-    sin(2 * pi() / 7 * (extract(isodow FROM ts AT TIME ZONE 'UTC') - 1)::double precision),
-    cos(2 * pi() / 7 * (extract(isodow FROM ts AT TIME ZONE 'UTC') - 1)::double precision),
+    sin(2 * pi() / 7 * bqx._day_of_week(ts)),
+    cos(2 * pi() / 7 * bqx._day_of_week(ts)),
     bqx._in_session(ts, 'Asia/Tokyo', 9),
     bqx._in_session(ts, 'Europe/London', 8),
     bqx._in_session(ts, 'America/New_York', 8),
@@ -70,5 +74,11 @@ RETURN ROW(
 )::bqx.time_feature_row;
 COMMENT ON FUNCTION bqx.time_features(timestamp with time zone) IS
     'What the clock says of an instant: hour and weekday as angles, sessions, minutes since the week''s open, near the weekend';
+
+-- Where a table's times have no zone, they are UTC, as everywhere in bqx: the session's zone must not make others of them.
+CREATE FUNCTION bqx.time_features(ts timestamp without time zone) RETURNS bqx.time_feature_row
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN bqx.time_features(ts AT TIME ZONE 'UTC');
+COMMENT ON FUNCTION bqx.time_features(timestamp without time zone) IS 'The same of a time that is meant in UTC';
 
 SET LOCAL search_path TO bqx, pg_temp;

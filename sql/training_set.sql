@@ -87,7 +87,7 @@ CREATE FUNCTION bqx_ml.training_set(
     pair text, from_ts timestamp with time zone, to_ts timestamp with time zone, horizon int DEFAULT 60,
     shares double precision[] DEFAULT '{0.8,0.1,0.1}', embargo interval DEFAULT NULL, width int DEFAULT 60)
 RETURNS SETOF bqx.training_row
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED ROWS 30000 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET jit = off
 AS $$
 DECLARE
     known_pair text := bqx._check_pair(pair);

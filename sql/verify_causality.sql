@@ -29,11 +29,15 @@ BEGIN ATOMIC
            ('quadratic_reg_xy', 'bqx.quadratic_reg(close, high) OVER (w ROWS 59 PRECEDING)');
 END;
 
--- Copies of bars around an instant: so many up to it, and as many after, once as they are and once with those after it changed. By turns, ten
--- are moved by some per cent, each by others, and ten are stairs down after one bar up, so that there are candlestick patterns of every kind.
+-- Copies of bars around an instant: so many up to it, and as many after; once as they are, and twice with all after it changed, once up and once
+-- down, so that what goes by which way the next bar goes is found out, too. By turns, ten are moved by some per cent, each by others, and ten are
+-- stairs back after one bar forth, so that there are candlestick patterns of every kind. What is NULL or 0 changes as well. Of those that go
+-- down, the first and every seventh are left out: so what goes by when bars come, or how many, is found out.
 CREATE FUNCTION bqx._copy_bars_around(m1 regclass, instant timestamp with time zone, bars int) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    copied record;
 BEGIN
     EXECUTE format(
         'CREATE TEMP TABLE bqx_bars_as_they_are AS '
@@ -42,24 +46,61 @@ BEGIN
               '(SELECT * FROM %1$s AS l WHERE l.at > $1 ORDER BY l.at LIMIT $2)) AS b',
         bqx._rows_by_time(m1, 'time', bqx._bar_columns(), NULL, NULL))
         USING instant, bars;
-    CREATE TEMP TABLE bqx_bars_changed_after AS
-    WITH later AS (
-        SELECT b.*, row_number() OVER (ORDER BY b.time) - 1 AS n FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time > instant
-    ), changes AS (
-        SELECT l.*, l.n / 10 % 2 = 1 AS is_stair, 1 + 0.03 * sin((l.n + 1) ^ 2) AS share, level * (1 - 0.001 * (l.n % 10)) AS opens,
-               level * (1 - 0.001 * (l.n % 10) + CASE l.n % 10 WHEN 0 THEN 0.001 ELSE -0.0015 END) AS closes
-          FROM later AS l CROSS JOIN (SELECT avg(b.close) FROM pg_temp.bqx_bars_as_they_are AS b) AS a (level)
-    )
-    SELECT b.* FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time <= instant
-     UNION ALL
-    SELECT c.time, CASE WHEN is_stair THEN opens ELSE open * share END,
-           CASE WHEN is_stair THEN greatest(opens, closes) ELSE high * share END,
-           CASE WHEN is_stair THEN least(opens, closes) ELSE low * share END,
-           CASE WHEN is_stair THEN closes ELSE close * share END, volume * share, rate_index * share
-      FROM changes AS c;
+    FOR copied IN SELECT * FROM (VALUES ('bqx_bars_raised_after', 1), ('bqx_bars_lowered_after', -1)) AS v (name, way) LOOP
+        EXECUTE format(
+            'CREATE TEMP TABLE %I AS SELECT b.* FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time <= $1 UNION ALL '
+            'SELECT c.time, CASE WHEN is_stair THEN opens ELSE coalesce(open, level) * share END, '
+                   'CASE WHEN is_stair THEN greatest(opens, closes) ELSE coalesce(high, level) * share END, '
+                   'CASE WHEN is_stair THEN least(opens, closes) ELSE coalesce(low, level) * share END, '
+                   'CASE WHEN is_stair THEN closes ELSE coalesce(close, level) * share END, '
+                   'CASE WHEN $2 > 0 THEN coalesce(volume, 0) + 1e6 * share ELSE 0 END, rate_index * share '
+              'FROM (SELECT l.*, level, l.n / 10 %% 2 = 1 AS is_stair, 1 + $2 * (0.01 + 0.02 * abs(sin((l.n + 1) ^ 2))) AS share, '
+                           'level * (1 + $2 * (0.02 - 0.001 * (l.n %% 10))) AS opens, '
+                           'level * (1 + $2 * (0.02 - 0.001 * (l.n %% 10) + CASE l.n %% 10 WHEN 0 THEN 0.001 ELSE -0.0015 END)) AS closes '
+                      'FROM (SELECT b.*, row_number() OVER (ORDER BY b.time) - 1 AS n FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time > $1) AS l '
+                     'CROSS JOIN (SELECT avg(b.close) FROM pg_temp.bqx_bars_as_they_are AS b) AS a (level)) AS c '
+             'WHERE $2 > 0 OR c.n %% 7 <> 0', copied.name)
+            USING instant, copied.way;
+        EXECUTE format('CREATE UNIQUE INDEX ON pg_temp.%I (time)', copied.name);
+        EXECUTE format('ANALYZE pg_temp.%I', copied.name);
+    END LOOP;
     CREATE UNIQUE INDEX ON pg_temp.bqx_bars_as_they_are (time);
-    CREATE UNIQUE INDEX ON pg_temp.bqx_bars_changed_after (time);
-    ANALYZE pg_temp.bqx_bars_as_they_are, pg_temp.bqx_bars_changed_after;
+    ANALYZE pg_temp.bqx_bars_as_they_are;
+END
+$$;
+
+-- Expressions of the caller's: each must be one over the copy alone, since other tables stay as they are. Its own error is raised, but says
+-- which one it is.
+CREATE FUNCTION bqx._check_expressions(expressions text[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+AS $$
+DECLARE
+    expression text;
+    number int := 0;
+    said text;
+    hinted text;
+BEGIN
+    FOREACH expression IN ARRAY coalesce(expressions, '{}') LOOP
+        number := number + 1;
+        IF coalesce(expression, '') !~ '\S' OR expression ~* '\mselect\M' THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'invalid_parameter_value',
+                MESSAGE = format('expression %s is not over bars alone: %s', number, coalesce(quote_literal(expression), 'NULL')),
+                DETAIL = 'A query would read tables that stay as they are, whatever bars come.',
+                HINT = 'Such as:  lag(close) OVER w  with columns of M1, in the window w (ORDER BY time).';
+        END IF;
+        BEGIN
+            EXECUTE format(E'SELECT ROW(%s\n) FROM pg_temp.bqx_bars_as_they_are WINDOW w AS (ORDER BY time) LIMIT 0', expression);
+        EXCEPTION
+            WHEN OTHERS THEN
+                GET STACKED DIAGNOSTICS said = MESSAGE_TEXT, hinted = PG_EXCEPTION_HINT;
+                RAISE EXCEPTION USING
+                    ERRCODE = SQLSTATE,
+                    MESSAGE = format('expression %s cannot be computed: %s', number, quote_literal(expression)),
+                    DETAIL = said,
+                    HINT = coalesce(nullif(hinted, ''), 'Expressions have the columns of M1, and the window w (ORDER BY time).');
+        END;
+    END LOOP;
 END
 $$;
 
@@ -78,8 +119,8 @@ AS $$
      CROSS JOIN LATERAL bqx._metric_names(family) AS names
 $$;
 
--- The values of two such objects side by side, e1, e2 … under these names, those of composite ones under names of their own. (How many rows a window has, their n, is
--- no value.)
+-- The values of two such objects side by side, e1, e2 … under these names, those of composite ones under names of
+-- their own. (How many rows a window has, their n, is no value.)
 CREATE FUNCTION bqx._values_of(names text[], one jsonb, other jsonb) RETURNS TABLE (name text, a jsonb, b jsonb)
 LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
@@ -92,13 +133,14 @@ BEGIN ATOMIC
 END;
 
 CREATE FUNCTION bqx.verify_causality(
-    pair text, at timestamp with time zone DEFAULT NULL, bars int DEFAULT 1400, expressions text[] DEFAULT NULL)
+    pair text, at timestamp with time zone DEFAULT NULL, bars int DEFAULT 1000, expressions text[] DEFAULT NULL)
 RETURNS TABLE (
     feature text, is_causal boolean, rows_until bigint, changed_until bigint, rows_after bigint, changed_after bigint)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET jit = off
 AS $$
 DECLARE
-    m1 regclass := bqx._m1_table(bqx._check_pair(pair));
+    known_pair text := bqx._check_pair(pair);
+    m1 regclass := bqx._m1_table(known_pair);
     names text[];
     computed text[];
     last_until timestamptz;
@@ -109,6 +151,7 @@ BEGIN
             MESSAGE = format('bars must be between 2 and 100000, not %s', coalesce(bars::text, 'NULL')),
             DETAIL = 'So many bars until the instant are compared, and as many after it.';
     END IF;
+    PERFORM bqx._check_has_index(known_pair);
     EXECUTE format('SELECT b.at FROM %s AS b ORDER BY b.at DESC OFFSET %s LIMIT 1', bqx._rows_by_time(m1, 'time', '{}', NULL, NULL), bars)
        INTO last_until;
     last_until := coalesce(at, last_until);
@@ -118,11 +161,6 @@ BEGIN
             MESSAGE = format('%s has fewer than %s bars', m1, bars + 1),
             HINT = 'SELECT * FROM bqx.verify_causality(pair, bars => …);  takes fewer.';
     END IF;
-    -- Expressions are numbered: as names, long ones would be cut, and taken for each other.
-    SELECT array_agg(e.name ORDER BY e.i), array_agg(format(E'(%s\n) AS e%s', e.expression, e.i) ORDER BY e.i) INTO names, computed
-      FROM (SELECT row_number() OVER () AS i, u.*
-              FROM (SELECT * FROM bqx._indicator_expressions() UNION ALL SELECT x, x FROM unnest(expressions) AS x) AS u) AS e;
-
     PERFORM bqx._copy_bars_around(m1, last_until, bars);
     IF NOT EXISTS (SELECT FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time <= last_until)
        OR NOT EXISTS (SELECT FROM pg_temp.bqx_bars_as_they_are AS b WHERE b.time > last_until) THEN
@@ -131,22 +169,34 @@ BEGIN
             MESSAGE = format('%s has no bars on both sides of %s', m1, last_until),
             HINT = 'NULL takes an instant near the end of the bars.';
     END IF;
+    PERFORM bqx._check_expressions(expressions);
+
+    -- Expressions are numbered: as names, long ones would be cut, and taken for each other.
+    SELECT array_agg(e.name ORDER BY e.i), array_agg(format(E'(%s\n) AS e%s', e.expression, e.i) ORDER BY e.i) INTO names, computed
+      FROM (SELECT row_number() OVER () AS i, u.*
+              FROM (SELECT * FROM bqx._indicator_expressions() UNION ALL SELECT DISTINCT x, x FROM unnest(expressions) AS x) AS u) AS e;
     -- Materialized, or each value would be computed anew for each name.
     RETURN QUERY EXECUTE format(
-        'WITH a AS MATERIALIZED (%s), b AS MATERIALIZED (%s) '
-        'SELECT c.name, CASE WHEN changed_until > 0 THEN false WHEN known_until > 0 AND changed_after > 0 THEN true END, '
+        'WITH a AS MATERIALIZED (%s), b AS MATERIALIZED (%s), c AS MATERIALIZED (%s), compared AS ('
+        'SELECT v.*, a.time <= $1 AS is_until, true AS raised '
+          'FROM a JOIN b ON b.time = a.time CROSS JOIN LATERAL bqx._values_of($2, a.computed, b.computed) AS v UNION ALL '
+        'SELECT v.*, a.time <= $1, false '
+          'FROM a JOIN c ON c.time = a.time CROSS JOIN LATERAL bqx._values_of($2, a.computed, c.computed) AS v) '
+        'SELECT s.name, CASE WHEN changed_until > 0 THEN false WHEN known_until > 0 AND changed_after > 0 THEN true END, '
                'known_until, changed_until, known_after, changed_after '
-        'FROM (SELECT v.name, count(*) FILTER (WHERE is_until AND is_known), count(*) FILTER (WHERE is_until AND v.a IS DISTINCT FROM v.b), '
-                     'count(*) FILTER (WHERE NOT is_until AND is_known), count(*) FILTER (WHERE NOT is_until AND v.a IS DISTINCT FROM v.b) '
-              'FROM a JOIN b ON b.time = a.time CROSS JOIN LATERAL bqx._values_of($2, a.computed, b.computed) AS v '
-              'CROSS JOIN LATERAL (SELECT a.time <= $1, v.a <> ''null'' OR v.b <> ''null'') AS k (is_until, is_known) '
-              'GROUP BY v.name) AS c (name, known_until, changed_until, known_after, changed_after) ORDER BY c.name',
-        bqx._computed_of('pg_temp.bqx_bars_as_they_are', computed), bqx._computed_of('pg_temp.bqx_bars_changed_after', computed))
+        'FROM (SELECT v.name, count(*) FILTER (WHERE is_until AND raised AND is_known), '
+                     'greatest(count(*) FILTER (WHERE is_until AND raised AND differs), count(*) FILTER (WHERE is_until AND NOT raised AND differs)), '
+                     'count(*) FILTER (WHERE NOT is_until AND raised AND is_known), '
+                     'greatest(count(*) FILTER (WHERE NOT is_until AND raised AND differs), count(*) FILTER (WHERE NOT is_until AND NOT raised AND differs)) '
+              'FROM compared AS v CROSS JOIN LATERAL (SELECT v.a <> ''null'' OR v.b <> ''null'', v.a IS DISTINCT FROM v.b) AS k (is_known, differs) '
+              'GROUP BY v.name) AS s (name, known_until, changed_until, known_after, changed_after) ORDER BY s.name',
+        bqx._computed_of('pg_temp.bqx_bars_as_they_are', computed), bqx._computed_of('pg_temp.bqx_bars_raised_after', computed),
+        bqx._computed_of('pg_temp.bqx_bars_lowered_after', computed))
         USING last_until, names;
-    DROP TABLE pg_temp.bqx_bars_as_they_are, pg_temp.bqx_bars_changed_after;
+    DROP TABLE pg_temp.bqx_bars_as_they_are, pg_temp.bqx_bars_raised_after, pg_temp.bqx_bars_lowered_after;
 END
 $$;
 COMMENT ON FUNCTION bqx.verify_causality(text, timestamp with time zone, int, text[]) IS
-    'Changes bars after an instant, in a copy, and compares everything that is computed of bars until then: is_causal unless something differs';
+    'Changes bars after an instant, in copies, and compares everything that is computed of bars until then: is_causal unless something differs';
 
 SET LOCAL search_path TO bqx, pg_temp;

@@ -8,14 +8,14 @@ use pgrx::prelude::*;
 use crate::errors::Failure;
 use crate::rows::{Cursor, FETCH, QueryRow};
 
-/// How each column of the later queries goes with that of the first, by position: in how many rows both have a value, and the two
-/// correlations.
+/// How each column of the queries goes with what one of the first query's will be so many minutes later, by position: in how many rows both
+/// have a value, and the two correlations.
 ///
 /// Each query gives instants, each but once, and then values, `double precision`; its parameters are the instants given. Rows of the same
 /// instant stand beside each other. (To join wide tables, or to sort them, would take the executor as long as all the rest.) All is read as the
-/// caller. 53200 where there is no memory for the rows of a query.
+/// caller. 53200 where there is no memory for the rows of two queries.
 #[pg_extern(sql = "
-CREATE FUNCTION bqx._correlations(queries text[], instants timestamp with time zone[])
+CREATE FUNCTION bqx._correlations(queries text[], instants timestamp with time zone[], target int, horizon int)
 RETURNS TABLE (\"position\" int, n bigint, pearson double precision, spearman double precision)
 LANGUAGE c STABLE STRICT SET search_path = pg_catalog, pg_temp AS '@MODULE_PATHNAME@', '@FUNCTION_NAME@';
 ")]
@@ -23,34 +23,63 @@ LANGUAGE c STABLE STRICT SET search_path = pg_catalog, pg_temp AS '@MODULE_PATHN
 fn _correlations(
     queries: Vec<String>,
     instants: Vec<TimestampWithTimeZone>,
+    target: i32,
+    horizon: i32,
 ) -> TableIterator<
     'static,
     (name!(position, i32), name!(n, i64), name!(pearson, Option<f64>), name!(spearman, Option<f64>)),
 > {
-    let found = correlations(&queries, &instants).unwrap_or_else(out_of_memory);
+    let Some((first, others)) = queries.split_first() else { error!("there is no query") };
+    let found =
+        correlations(first, others, &instants, target as usize, horizon).unwrap_or_else(out_of_memory);
     TableIterator::new((1..).zip(found).map(|(position, c)| (position, c.n as i64, c.pearson, c.spearman)))
 }
 
-/// One table after the other, so that there is one in memory at a time.
+const MICROSECONDS_PER_MINUTE: i64 = 60_000_000;
+
+/// `target` is a column's position, from 1, `horizon` in minutes.
 fn correlations(
-    queries: &[String],
+    first: &str,
+    others: &[String],
     instants: &[TimestampWithTimeZone],
+    target: usize,
+    horizon: i32,
 ) -> Result<Vec<Correlation>, TryReserveError> {
-    let Some((first, others)) = queries.split_first() else { error!("there is no query") };
-    let mut target = Table::default();
-    target.read(first, instants)?;
-    let Some(column) = target.columns.first() else { error!("the first query has no values") };
-    let (mut table, mut found) = (Table::default(), Vec::new());
+    let mut table = Table::default();
+    table.read(first, instants)?;
+    let Some(column) = table.columns.get(target - 1) else { error!("the first query has no such column") };
+    let has_target = || (0..column.len()).filter(|&row| !column[row].is_nan());
+    let later = i64::from(horizon) * MICROSECONDS_PER_MINUTE;
+    let target = Target {
+        times: gathered(has_target().map(|row| table.times[row] - later), table.times.len())?,
+        values: gathered(has_target().map(|row| column[row]), table.times.len())?,
+    };
+    let mut found = Vec::new();
+    target.compare(&table, &mut found)?;
     for query in others {
         table.read(query, instants)?;
-        let (rows, rows_beside) = common_rows(&target.times, &table.times)?;
-        let mut reference = Reference::new(values_in(column, &rows))?;
+        target.compare(&table, &mut found)?;
+    }
+    Ok(found)
+}
+
+/// What other columns are compared with: values, and the instants at which they are still to come.
+struct Target {
+    /// Ascending.
+    times: Vec<i64>,
+    values: Vec<f64>,
+}
+
+impl Target {
+    fn compare(&self, table: &Table, found: &mut Vec<Correlation>) -> Result<(), TryReserveError> {
+        let (rows, rows_beside) = common_rows(&self.times, &table.times)?;
+        let mut reference = Reference::new(values_in(&self.values, &rows))?;
         for column in &table.columns {
             pg_sys::check_for_interrupts!();
             found.push(reference.correlation(values_in(column, &rows_beside))?);
         }
+        Ok(())
     }
-    Ok(found)
 }
 
 fn values_in(column: &[f64], rows: &[u32]) -> impl ExactSizeIterator<Item = f64> {
@@ -123,20 +152,22 @@ impl Table {
         if self.times.is_sorted() {
             return Ok(());
         }
-        let mut order = gathered(0..self.times.len())?;
+        let len = self.times.len();
+        let mut order = gathered(0..len, len)?;
         order.sort_unstable_by_key(|&row| self.times[row]);
         for column in &mut self.columns {
-            *column = gathered(order.iter().map(|&row| column[row]))?;
+            *column = gathered(order.iter().map(|&row| column[row]), len)?;
         }
-        self.times = gathered(order.iter().map(|&row| self.times[row]))?;
+        self.times = gathered(order.iter().map(|&row| self.times[row]), len)?;
         Ok(())
     }
 }
 
-fn gathered<T>(values: impl ExactSizeIterator<Item = T>) -> Result<Vec<T>, TryReserveError> {
+/// At most so many values.
+fn gathered<T>(values: impl Iterator<Item = T>, most: usize) -> Result<Vec<T>, TryReserveError> {
     let mut gathered = Vec::new();
-    gathered.try_reserve_exact(values.len())?;
-    gathered.extend(values);
+    gathered.try_reserve_exact(most)?;
+    gathered.extend(values.take(most));
     Ok(gathered)
 }
 

@@ -24,8 +24,8 @@ fn _of_one_pair(fcinfo: pg_sys::FunctionCallInfo) -> Internal {
         let request = pgrx::fcinfo::pg_getarg_datum_raw(fcinfo, 0).cast_mut_ptr::<pg_sys::Node>();
         match (*request).type_ {
             pg_sys::NodeTag::T_SupportRequestSimplify => {
-                let call = (*request.cast::<pg_sys::SupportRequestSimplify>()).fcall;
-                call_of_one_pair(&*call).unwrap_or(std::ptr::null_mut())
+                let request = request.cast::<pg_sys::SupportRequestSimplify>();
+                call_of_one_pair(&*(*request).fcall, (*request).root).unwrap_or(std::ptr::null_mut())
             }
             _ => std::ptr::null_mut(),
         }
@@ -34,8 +34,11 @@ fn _of_one_pair(fcinfo: pg_sys::FunctionCallInfo) -> Internal {
 }
 
 /// # Safety
-/// The call's arguments must be expressions.
-unsafe fn call_of_one_pair(call: &pg_sys::FuncExpr) -> Option<*mut pg_sys::FuncExpr> {
+/// The call's arguments must be expressions, and the planner's state that of this query, or null.
+unsafe fn call_of_one_pair(
+    call: &pg_sys::FuncExpr,
+    planner: *mut pg_sys::PlannerInfo,
+) -> Option<*mut pg_sys::FuncExpr> {
     // Safety: the caller's; what is looked at as a constant is one.
     unsafe {
         let arguments = PgList::<pg_sys::Node>::from_pg(call.args);
@@ -47,11 +50,13 @@ unsafe fn call_of_one_pair(call: &pg_sys::FuncExpr) -> Option<*mut pg_sys::FuncE
         if !is_range {
             return None; // an error that the function itself raises
         }
-        if !pg_sys::ActiveSnapshotSet() {
-            return None; // nothing can be asked
+        if planner.is_null() || !pg_sys::ActiveSnapshotSet() {
+            return None; // nothing can be asked, or said of the plan
         }
         let question = "SELECT bqx._function_of_pair($1, $2)";
         let function = one_value::<pg_sys::Oid>(question, &[call.funcid.into(), pair.into()])?;
+        // Whose function may be taken depends on who asks: a plan that is kept is not for another role.
+        (*(*planner).glob).dependsOnRole = true;
         let ends = pg_sys::list_copy_tail(call.args, 1);
         let (none, form) = (pg_sys::Oid::INVALID, pg_sys::CoercionForm::COERCE_EXPLICIT_CALL);
         let simpler = pg_sys::makeFuncExpr(function, call.funcresulttype, ends, none, none, form);
@@ -87,8 +92,7 @@ unsafe fn one_pair(constant: &pg_sys::Const) -> Option<String> {
 }
 
 /// What changes when a query over these tables would be made of other columns, or the query by another version of bqx: tables, and names and
-/// types of their columns. The tables are locked against changes until the transaction ends, as reading them does. 42P01 where
-/// one is gone. (To make the query again and to compare takes many times as long, above all in a new session.)
+/// types of their columns. The tables are locked against changes until the transaction ends, as reading them does. (To make the query again and to compare takes many times as long, above all in a new session.)
 #[pg_extern(sql = "
 CREATE FUNCTION bqx._shape_of(tables regclass[]) RETURNS text LANGUAGE c STABLE STRICT
 AS '@MODULE_PATHNAME@', '@FUNCTION_NAME@';

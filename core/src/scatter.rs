@@ -301,7 +301,7 @@ impl<I: Whole> ScatterFrame<I> {
             return None;
         }
         let size = BigInt::nearest(&xy.squared(), &spread, 0).sqrt();
-        Some(if xy < BigInt::ZERO { -size } else { size })
+        Some(if xy < BigInt::ZERO { 0.0 - size } else { size })
     }
 
     /// Mean of y with the weights x: Σ x·y / Σ x, the nearest double; `None` if the weights sum to 0.

@@ -32,7 +32,7 @@ impl State {
     {
         let indicator = match &mut self.indicator {
             Some(indicator) => indicator,
-            none => none.insert(Box::new(Running::<I>::new(parameters)?)),
+            none => none.insert(Box::new(Running::<I>::new(parameters))),
         };
         let running = indicator.downcast_mut::<Running<I>>().expect("an aggregate has one kind of indicator");
         if running.parameters() != parameters {

@@ -234,6 +234,11 @@ fn rows_with_nothing_and_values_that_are_no_numbers() {
     let falling = "SELECT bqx.realized_volatility(v, 1 ORDER BY v DESC), bqx.momentum(v, 1 ORDER BY v DESC), \
                    bqx.roc(v, 1 ORDER BY v) FROM (VALUES (0.0), (1)) AS list (v)";
     assert_eq!(row(&mut session, falling), "NULL|-1|0", "no logarithm of 0, and no share of it");
+    let far = "SELECT abs(bqx.realized_volatility(v, 1 ORDER BY i) / ln(1e20) - 1) < 1e-15 FROM (VALUES (1, 1.0::float8), (2, 1e-20)) AS list (i, v)";
+    assert_eq!(row(&mut session, far), "t");
+    let never = "SELECT bqx.rolling_corr(y, x) FROM (VALUES (1e300, 1.0::float8), (-1e300, 1), (1e300, -1), (-1e300, -1), \
+                 (1e-300, -1e-300), (-1e-300, 1e-300)) AS list (y, x)";
+    assert_eq!(row(&mut session, never), "0", "not -0");
     assert_eq!(
         row(
             &mut session,

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use bqx_tests::Db;
 use common::{attempt, row, rows, run, run_each};
+use postgres::Client;
 
 /// Two months of three pairs, with derived tables; one bar of gbpusd is missing.
 fn filled() -> &'static Db<'static> {
@@ -82,7 +83,14 @@ fn angles_of_hour_and_weekday() {
     run(&mut session, "SET TimeZone = 'Asia/Tokyo'");
     let elsewhere = row(&mut session, &angle.replace("$1", "'2024-07-08 06:00+00'"));
     assert_eq!(elsewhere, seen("2024-07-08 06:00+00"), "whatever the session's time zone");
-    assert_eq!(row(&mut session, "SELECT bqx.time_features(NULL) IS NULL"), "t");
+    for nothing in ["NULL::timestamptz", "'infinity'::timestamptz", "'-infinity'::timestamptz"] {
+        let query = format!(
+            "SELECT num_nonnulls((f).hour_sin, (f).weekday_cos, (f).us, (f).minutes_since_open, (f).near_weekend) FROM (SELECT bqx.time_features({nothing})) AS q (f)"
+        );
+        assert_eq!(row(&mut session, &query), "0", "{nothing}");
+    }
+    let of_no_zone = row(&mut session, &angle.replace("$1", "timestamp '2024-07-08 06:00'"));
+    assert_eq!(of_no_zone, elsewhere, "times without a zone are UTC");
     let plan = rows(
         &mut session,
         "EXPLAIN (VERBOSE, COSTS off) SELECT (bqx.time_features(time)).* FROM bqx.m1_eurusd",
@@ -198,6 +206,40 @@ fn a_currency_is_as_strong_as_its_pairs() {
         ["'2024-08-01'", "NULL"].map(|from| row(&mut session, &day.replace("$1", from)));
     assert_eq!(from_day, from_start, "however long ago that was");
     assert!(!from_day.contains("NULL"), "{from_day}");
+    let seen_from = |session: &mut Client, from: &str| {
+        row(
+            session,
+            &format!(
+                "SELECT string_agg(strength::text, ',' ORDER BY ts_utc) FROM bqx_ml.currency_strength('GBP', {from}, '2024-08-01 00:20') WHERE ts_utc >= '2024-08-01'"
+            ),
+        )
+    };
+    run_each(
+        &mut session,
+        &[
+            "ROLLBACK",
+            "BEGIN",
+            "ALTER TABLE bqx.m1_eurgbp DISABLE TRIGGER ALL",
+            "UPDATE bqx.m1_eurgbp SET rate_index = NULL, close = NULL WHERE time >= '2024-07-31 23:40' AND time < '2024-08-01 00:10'",
+            "UPDATE bqx.m1_eurgbp SET rate_index = 'NaN' WHERE time = '2024-08-01 00:12'",
+            "UPDATE bqx.m1_eurgbp SET rate_index = 0 WHERE time = '2024-08-01 00:14'",
+        ],
+    );
+    let strengths = seen_from(&mut session, "'2024-08-01'");
+    assert_eq!(strengths, seen_from(&mut session, "NULL"), "bars that have no index stand for nothing");
+    assert!(strengths.split(',').count() > 15 && !strengths.contains("NaN"), "{strengths}");
+    let correlations = |session: &mut Client, from: &str| {
+        row(
+            session,
+            &format!(
+                "SELECT count(correlation), count(*), sum(correlation) FROM bqx.cross_pair_correlation('{{eurgbp,eurusd}}', {from}, '2024-08-01 01:00', 60) WHERE ts_utc >= '2024-08-01 00:10'"
+            ),
+        )
+    };
+    let of_hour = correlations(&mut session, "'2024-08-01 00:10'");
+    assert_eq!(of_hour, correlations(&mut session, "NULL"), "nor do those without a close");
+    let counts: Vec<_> = of_hour.split('|').collect();
+    assert!(counts[0] == counts[1] && counts[0].parse::<u32>().unwrap() > 40, "{of_hour}");
     run_each(&mut session, &["ROLLBACK", "BEGIN"]);
     run(&mut session, "ALTER TABLE bqx.m1_eurgbp DISABLE TRIGGER ALL");
     run(&mut session, "UPDATE bqx.m1_eurgbp SET rate_index = NULL");
@@ -305,6 +347,36 @@ fn what_knows_of_later_bars_is_found() {
         ),
     );
     assert_eq!(found, ["NULL|0", "t|0", "f|1"]);
+    // Whichever way the next bar goes, whenever it comes, and however many there are.
+    let leaks = [
+        "lead(close) OVER w > close",
+        "(lead(close) OVER w < close)::int * 100 + close",
+        "coalesce(sign(lead(volume) OVER w - volume), 0) + close",
+        "close / extract(epoch FROM lead(time) OVER w - time)",
+        "close + count(*) OVER ()",
+        "close * row_number() OVER (ORDER BY time DESC)",
+    ];
+    let quoted = leaks.map(|leak| format!("'{leak}'")).join(", ");
+    let causal = "SELECT feature FROM bqx.verify_causality('eurusd', $1, 100, ARRAY[$2]) WHERE feature = ANY (ARRAY[$2]) AND is_causal IS NOT FALSE";
+    for at in ["2024-08-06 12:00+00", "2024-08-06 12:01+00", "2024-08-06 12:02+00", "2024-08-06 12:03+00"] {
+        let unseen = rows(&mut session, &causal.replace("$1", &format!("'{at}'")).replace("$2", &quoted));
+        assert!(unseen.is_empty(), "{at}: {unseen:?}");
+    }
+    for (expressions, code, message) in [
+        ("'close', 'close +'", "42601", "expression 2 cannot be computed: 'close +'"),
+        ("'clos'", "42703", "expression 1 cannot be computed: 'clos'"),
+        ("NULL", "22023", "expression 1 is not over bars alone: NULL"),
+        ("' '", "22023", "expression 1 is not over bars alone: ' '"),
+        (
+            "'close / (SELECT avg(close) FROM bqx.m1_eurusd)'",
+            "22023",
+            "expression 1 is not over bars alone: 'close / (SELECT avg(close) FROM bqx.m1_eurusd)'",
+        ),
+    ] {
+        let call = format!("SELECT bqx.verify_causality('eurusd', NULL, 100, ARRAY[{expressions}])");
+        let error = attempt(&mut session, &call).unwrap_err();
+        assert_eq!((error.code.as_str(), error.message.as_str()), (code, message), "{expressions}");
+    }
     for (arguments, code, message) in [
         ("'eurusd', bars => 1", "22023", "bars must be between 2 and 100000, not 1"),
         ("'eurusd', bars => 100000", "P0002", "bqx.m1_eurusd has fewer than 100001 bars"),

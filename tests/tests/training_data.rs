@@ -516,6 +516,50 @@ fn the_planner_sees_through_a_call_for_one_pair() {
     assert_eq!(error_of(&mut session, &format!("SELECT count(*) FROM bqx_ml.{features}")).code, "42P01");
 }
 
+/// A table that takes another's name is read from then on, whether PostgreSQL sees through the call or not.
+#[test]
+fn a_table_in_the_place_of_another_is_read() {
+    let (_db, mut session, notices) = filled("another_table");
+    run_each(
+        &mut session,
+        &[
+            "CALL bqx.create_features('{eurusd}')",
+            "CALL bqx.create_related('eurusd')",
+            "REVOKE EXECUTE ON FUNCTION bqx_ml.features_eurusd(timestamptz, timestamptz) FROM PUBLIC",
+            "ALTER TABLE bqx.bqx_eurusd RENAME TO bqx_before",
+            "CREATE TABLE bqx.bqx_eurusd (LIKE bqx.bqx_before INCLUDING ALL)",
+            "INSERT INTO bqx.bqx_eurusd SELECT * FROM bqx.bqx_before",
+            "UPDATE bqx.bqx_eurusd SET w60_bqx_return = 42",
+        ],
+    );
+    let found = |session: &mut Client, relation: &str, column: &str| {
+        row(session, &format!("SELECT min({column}), max({column}) FROM bqx_ml.{relation}"))
+    };
+    let month = "'2024-08-01 00:00+00', '2024-09-01 00:00+00'";
+    let (features, related) =
+        (format!("features('{{eurusd}}', {month})"), format!("related('eurusd', {month})"));
+    let both = [(&*features, "w60_bqx_return"), (&*related, "target_w60_bqx_return")];
+    for (call, column) in both {
+        assert_eq!(found(&mut session, call, column), "42|42", "{call}");
+    }
+    assert_ne!(
+        found(&mut session, "features_eurusd", "w60_bqx_return"),
+        "42|42",
+        "a view is of the tables that it was made of"
+    );
+    notices.take();
+    run_each(&mut session, &["CALL bqx.create_features('{eurusd}')", "CALL bqx.create_related('eurusd')"]);
+    assert_eq!(notices.take()[0], "NOTICE: bqx_ml.features_eurusd: made anew");
+    for (call, column) in both
+        .into_iter()
+        .chain([("features_eurusd", "w60_bqx_return"), ("related_eurusd", "target_w60_bqx_return")])
+    {
+        assert_eq!(found(&mut session, call, column), "42|42", "{call}");
+    }
+    let may_call = "SELECT has_function_privilege('pg_monitor', 'bqx_ml.features_eurusd(timestamptz, timestamptz)', 'EXECUTE')";
+    assert_eq!(row(&mut session, may_call), "f", "who may call it stays");
+}
+
 /// Views outlive the extension. The functions of one pair return a type of its, so they go; one call makes them again.
 #[test]
 fn views_outlive_the_extension() {
@@ -593,12 +637,23 @@ fn strangers_functions_are_not_taken_for_ours() {
     );
     let mut stranger = db.connect_as("ml_stranger");
     assert_eq!(row(&mut stranger, "SELECT count(*) FROM bqx_ml.features('{gbpusd}', NULL, NULL)"), "3168");
+    // A plan that is kept is not for another role: the stranger's own function is for the stranger alone.
     run_each(
         &mut session,
         &[
             "GRANT EXECUTE ON FUNCTION bqx_ml.features_gbpusd(timestamptz, timestamptz) TO PUBLIC",
-            "REVOKE EXECUTE ON FUNCTION bqx_ml.features(text[], timestamptz, timestamptz) FROM PUBLIC",
+            "ALTER FUNCTION bqx_ml.features_gbpusd(timestamptz, timestamptz) OWNER TO ml_stranger",
+            "SET ROLE ml_stranger",
+            "PREPARE kept AS SELECT count(*) FROM bqx_ml.features('{gbpusd}', NULL, NULL)",
+            "EXECUTE kept",
         ],
+    );
+    assert!(!rows(&mut session, "EXPLAIN EXECUTE kept").join("").contains("Function Scan"));
+    run(&mut session, "RESET ROLE");
+    assert!(rows(&mut session, "EXPLAIN EXECUTE kept").join("").contains("Function Scan"));
+    run_each(
+        &mut session,
+        &["REVOKE EXECUTE ON FUNCTION bqx_ml.features(text[], timestamptz, timestamptz) FROM PUBLIC"],
     );
     assert_eq!(
         error_of(&mut stranger, "SELECT count(*) FROM bqx_ml.features('{gbpusd}', NULL, NULL)").code,
@@ -696,6 +751,23 @@ fn correlations_are_those_of_every_feature_by_itself() {
         ],
     );
     assert_eq!(row(&mut session, "SELECT count(*) FROM bqx_ml.correlations"), "384");
+    // A target of a window that only this pair's table has, and rows that do not lie in the order of time.
+    run_each(
+        &mut session,
+        &[
+            "CALL bqx.drop_tables('{bqx}', '{gbpusd}')",
+            "CALL bqx.create_tables('{bqx}', '{gbpusd}', windows => '{20,60}')",
+            "CALL bqx.backfill('{bqx}', '{gbpusd}', workers => 0)",
+            "UPDATE bqx.bqx_gbpusd SET w20_bqx_return = w20_bqx_return WHERE extract(minute FROM ts_utc) = 7",
+            "CALL bqx.compute_correlations('{gbpusd}', '2024-08-01', '2024-08-01', horizon => 90, width => 20)",
+        ],
+    );
+    let of_another_window = "SELECT c.n = e.n AND abs(c.pearson - e.r) < 1e-9 FROM bqx_ml.correlations AS c, ( \
+        SELECT count(*) AS n, corr(f.w60_bqx_return, l.w20_bqx_return) AS r FROM bqx.bqx_gbpusd AS f \
+        JOIN bqx.bqx_gbpusd AS l ON l.ts_utc = f.ts_utc + interval '90 min' \
+        WHERE date_trunc('month', f.ts_utc AT TIME ZONE 'UTC') = '2024-08-01' AND num_nulls(f.w60_bqx_return, l.w20_bqx_return) = 0) AS e \
+        WHERE c.pair = 'gbpusd' AND c.feature = 'w60_bqx_return' AND c.target = 'w20_bqx_return' AND c.horizon = 90";
+    assert_eq!(row(&mut session, of_another_window), "t");
     for (call, code) in [
         ("CALL bqx.compute_correlations('{eurusd}', width => 61)", "22023"),
         ("CALL bqx.compute_correlations('{eurusd}', horizon => 0)", "22023"),

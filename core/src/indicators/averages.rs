@@ -16,13 +16,12 @@ impl Indicator for Sma {
     type Input = f64;
     type Reading = f64;
 
-    fn new(period: usize) -> Result<Self, TryReserveError> {
-        check_period(period, 1..=MAX_PERIOD);
-        Ok(Sma { last: Lookback::new(period)? })
+    fn new(period: usize) -> Self {
+        Sma { last: Lookback::new(period, 1) }
     }
 
     fn push(&mut self, value: f64) -> Result<Option<f64>, TryReserveError> {
-        self.last.push(value);
+        self.last.push(value)?;
         Ok(self.last.is_full().then(|| mean(self.last.iter())))
     }
 }
@@ -49,13 +48,12 @@ impl Indicator for Wma {
     type Input = f64;
     type Reading = f64;
 
-    fn new(period: usize) -> Result<Self, TryReserveError> {
-        check_period(period, 1..=MAX_PERIOD);
-        Ok(Wma { last: Lookback::new(period)? })
+    fn new(period: usize) -> Self {
+        Wma { last: Lookback::new(period, 1) }
     }
 
     fn push(&mut self, value: f64) -> Result<Option<f64>, TryReserveError> {
-        self.last.push(value);
+        self.last.push(value)?;
         Ok(self.last.is_full().then(|| {
             let weighted = self.last.iter().zip(1u32..).map(|(value, weight)| value * f64::from(weight));
             let period = self.last.period as f64;
@@ -73,8 +71,8 @@ impl Indicator for Ema {
     type Input = f64;
     type Reading = f64;
 
-    fn new(period: usize) -> Result<Self, TryReserveError> {
-        Ok(Ema(Smoothed::exponential(period)))
+    fn new(period: usize) -> Self {
+        Ema(Smoothed::exponential(period))
     }
 
     fn push(&mut self, value: f64) -> Result<Option<f64>, TryReserveError> {
@@ -158,14 +156,14 @@ impl Indicator for Macd {
     type Input = f64;
     type Reading = MacdReading;
 
-    fn new([fast, slow, signal]: [usize; 3]) -> Result<Self, TryReserveError> {
+    fn new([fast, slow, signal]: [usize; 3]) -> Self {
         check_period(fast, 2..=slow - 1);
-        Ok(Macd {
+        Macd {
             skipped: slow - fast,
             fast: Smoothed::exponential(fast),
             slow: Smoothed::exponential(slow),
             signal: Smoothed::exponential(signal),
-        })
+        }
     }
 
     fn push(&mut self, value: f64) -> Result<Option<MacdReading>, TryReserveError> {

@@ -3,7 +3,7 @@
 use std::collections::TryReserveError;
 
 use super::averages::mean;
-use super::{HighLowClose, Indicator, Lookback, MAX_PERIOD, Reading, check_period};
+use super::{HighLowClose, Indicator, Lookback, Reading};
 
 /// Bollinger bands: parameters are the period and how many standard deviations (of the population) the bands are
 /// away from the mean.
@@ -38,13 +38,12 @@ impl Indicator for Bollinger {
     type Input = f64;
     type Reading = BollingerReading;
 
-    fn new((period, deviations): (usize, f64)) -> Result<Self, TryReserveError> {
-        check_period(period, 2..=MAX_PERIOD);
-        Ok(Bollinger { last: Lookback::new(period)?, deviations })
+    fn new((period, deviations): (usize, f64)) -> Self {
+        Bollinger { last: Lookback::new(period, 2), deviations }
     }
 
     fn push(&mut self, value: f64) -> Result<Option<BollingerReading>, TryReserveError> {
-        self.last.push(value);
+        self.last.push(value)?;
         Ok(self.last.is_full().then(|| {
             let middle = mean(self.last.iter());
             let reach = self.deviations * deviation(self.last.iter(), middle);
@@ -76,14 +75,13 @@ impl Indicator for Cci {
     type Input = HighLowClose;
     type Reading = f64;
 
-    fn new(period: usize) -> Result<Self, TryReserveError> {
-        check_period(period, 2..=MAX_PERIOD);
-        Ok(Cci { last: Lookback::new(period)? })
+    fn new(period: usize) -> Self {
+        Cci { last: Lookback::new(period, 2) }
     }
 
     fn push(&mut self, bar: HighLowClose) -> Result<Option<f64>, TryReserveError> {
         let typical = bar.typical();
-        self.last.push(typical);
+        self.last.push(typical)?;
         Ok(self.last.is_full().then(|| {
             let mean_typical = mean(self.last.iter());
             let distance = typical - mean_typical;

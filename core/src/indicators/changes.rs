@@ -17,13 +17,12 @@ impl Indicator for Momentum {
     type Input = f64;
     type Reading = f64;
 
-    fn new(period: usize) -> Result<Self, TryReserveError> {
-        check_period(period, 1..=MAX_PERIOD);
-        Ok(Momentum { last: Lookback::new(period)? })
+    fn new(period: usize) -> Self {
+        Momentum { last: Lookback::new(period, 1) }
     }
 
     fn push(&mut self, value: f64) -> Result<Option<f64>, TryReserveError> {
-        Ok(self.last.push(value).map(|before| value - before))
+        Ok(self.last.push(value)?.map(|before| value - before))
     }
 }
 
@@ -38,13 +37,12 @@ impl Indicator for Roc {
     type Input = f64;
     type Reading = f64;
 
-    fn new(period: usize) -> Result<Self, TryReserveError> {
-        check_period(period, 1..=MAX_PERIOD);
-        Ok(Roc { last: Lookback::new(period)? })
+    fn new(period: usize) -> Self {
+        Roc { last: Lookback::new(period, 1) }
     }
 
     fn push(&mut self, value: f64) -> Result<Option<f64>, TryReserveError> {
-        let before = self.last.push(value);
+        let before = self.last.push(value)?;
         Ok(before.map(|before| if before == 0.0 { 0.0 } else { (value - before) / before * 100.0 }))
     }
 }
@@ -62,9 +60,9 @@ impl Indicator for Rsi {
     type Input = f64;
     type Reading = f64;
 
-    fn new(period: usize) -> Result<Self, TryReserveError> {
+    fn new(period: usize) -> Self {
         check_period(period, 2..=MAX_PERIOD);
-        Ok(Rsi { before: None, gains: Smoothed::wilder(period), losses: Smoothed::wilder(period) })
+        Rsi { before: None, gains: Smoothed::wilder(period), losses: Smoothed::wilder(period) }
     }
 
     fn push(&mut self, value: f64) -> Result<Option<f64>, TryReserveError> {
@@ -87,8 +85,8 @@ impl Indicator for Atr {
     type Input = HighLowClose;
     type Reading = f64;
 
-    fn new(period: usize) -> Result<Self, TryReserveError> {
-        Ok(Atr { close: None, ranges: Smoothed::wilder(period) })
+    fn new(period: usize) -> Self {
+        Atr { close: None, ranges: Smoothed::wilder(period) }
     }
 
     fn push(&mut self, bar: HighLowClose) -> Result<Option<f64>, TryReserveError> {
@@ -113,22 +111,27 @@ impl Indicator for RealizedVolatility {
     type Input = f64;
     type Reading = f64;
 
-    fn new(period: usize) -> Result<Self, TryReserveError> {
-        check_period(period, 1..=MAX_PERIOD);
-        Ok(RealizedVolatility { before: None, returns: Lookback::new(period)? })
+    fn new(period: usize) -> Self {
+        RealizedVolatility { before: None, returns: Lookback::new(period, 1) }
     }
 
     fn push(&mut self, value: f64) -> Result<Option<f64>, TryReserveError> {
         let Some(before) = self.before.replace(value) else { return Ok(None) };
-        self.returns.push(log_return(before, value));
+        self.returns.push(log_return(before, value))?;
         Ok(self.returns.is_full().then(|| {
             self.returns.iter().map(|change| change * change).collect::<CompensatedSum>().value().sqrt()
         }))
     }
 }
 
-/// ln(value / before), without the rounding of the quotient where they are close. (libm's logarithm, so that it is the same
-/// double on every machine.)
+/// ln(value / before), without the rounding of the quotient where they are close, nor its overflow where they are not. (libm's logarithm, so
+/// that it is the same double on every machine.)
 fn log_return(before: f64, value: f64) -> f64 {
-    if before > 0.0 && value > 0.0 { libm::log1p((value - before) / before) } else { f64::NAN }
+    if !(before > 0.0 && value > 0.0) {
+        f64::NAN
+    } else if (before / 2.0..=before * 2.0).contains(&value) {
+        libm::log1p((value - before) / before)
+    } else {
+        libm::log(value) - libm::log(before)
+    }
 }

@@ -49,9 +49,9 @@ impl Indicator for WilliamsR {
     type Input = HighLowClose;
     type Reading = f64;
 
-    fn new(period: usize) -> Result<Self, TryReserveError> {
+    fn new(period: usize) -> Self {
         check_period(period, 2..=MAX_PERIOD);
-        Ok(WilliamsR { channel: Channel::new(period) })
+        WilliamsR { channel: Channel::new(period) }
     }
 
     fn push(&mut self, bar: HighLowClose) -> Result<Option<f64>, TryReserveError> {
@@ -88,8 +88,8 @@ impl Indicator for Stochastic {
     type Input = HighLowClose;
     type Reading = StochasticReading;
 
-    fn new([period, slow_k, slow_d]: [usize; 3]) -> Result<Self, TryReserveError> {
-        Ok(Stochastic { channel: Channel::new(period), slow_k: Sma::new(slow_k)?, slow_d: Sma::new(slow_d)? })
+    fn new([period, slow_k, slow_d]: [usize; 3]) -> Self {
+        Stochastic { channel: Channel::new(period), slow_k: Sma::new(slow_k), slow_d: Sma::new(slow_d) }
     }
 
     fn push(&mut self, bar: HighLowClose) -> Result<Option<StochasticReading>, TryReserveError> {

@@ -92,9 +92,7 @@ pub trait Indicator: Sized {
     type Input: Input;
     type Reading: Reading;
 
-    /// # Errors
-    /// If there is no memory for as many values as it looks back on.
-    fn new(parameters: Self::Parameters) -> Result<Self, TryReserveError>;
+    fn new(parameters: Self::Parameters) -> Self;
 
     /// The reading once this value has come; `None` during the warm-up.
     ///
@@ -111,10 +109,8 @@ pub struct Running<I: Indicator> {
 }
 
 impl<I: Indicator> Running<I> {
-    /// # Errors
-    /// As of [`Indicator::new`].
-    pub fn new(parameters: I::Parameters) -> Result<Self, TryReserveError> {
-        Ok(Running { parameters, indicator: I::new(parameters)? })
+    pub fn new(parameters: I::Parameters) -> Self {
+        Running { parameters, indicator: I::new(parameters) }
     }
 
     pub fn parameters(&self) -> I::Parameters {
@@ -129,7 +125,7 @@ impl<I: Indicator> Running<I> {
         if input.is_finite() {
             return self.indicator.push(input);
         }
-        self.indicator = I::new(self.parameters)?;
+        self.indicator = I::new(self.parameters);
         Ok(None)
     }
 }
@@ -142,18 +138,18 @@ struct Lookback {
 }
 
 impl Lookback {
-    fn new(period: usize) -> Result<Self, TryReserveError> {
-        assert!(period > 0, "a period of no values");
-        let mut values = VecDeque::new();
-        values.try_reserve_exact(period)?;
-        Ok(Lookback { period, values })
+    fn new(period: usize, least: usize) -> Lookback {
+        check_period(period, least..=MAX_PERIOD);
+        Lookback { period, values: VecDeque::new() }
     }
 
-    /// Adds the newest value. The one so many rows before it goes, and is returned.
-    fn push(&mut self, value: f64) -> Option<f64> {
+    /// Adds the newest value. The one so many rows before it goes, and is returned. (Memory comes with the values: there may be
+    /// many short series of long periods.)
+    fn push(&mut self, value: f64) -> Result<Option<f64>, TryReserveError> {
         let oldest = if self.is_full() { self.values.pop_front() } else { None };
+        self.values.try_reserve(1)?;
         self.values.push_back(value);
-        oldest
+        Ok(oldest)
     }
 
     fn is_full(&self) -> bool {

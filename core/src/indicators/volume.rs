@@ -17,8 +17,8 @@ impl Indicator for Obv {
     type Input = (f64, f64);
     type Reading = f64;
 
-    fn new((): ()) -> Result<Self, TryReserveError> {
-        Ok(Obv { balance: 0.0, before: None })
+    fn new((): ()) -> Self {
+        Obv { balance: 0.0, before: None }
     }
 
     fn push(&mut self, (price, volume): (f64, f64)) -> Result<Option<f64>, TryReserveError> {

@@ -44,6 +44,8 @@ pub enum Effect {
     BarsUnfollowed,
     /// As if nothing had happened.
     Nothing,
+    /// Of a partition.
+    Truncate(usize),
     Detach(usize),
     Attach(usize),
     NewPart,
@@ -144,7 +146,7 @@ impl Step {
                 let detach = format!("ALTER TABLE {m1} DETACH PARTITION {}", pair.parts[i].name);
                 Self::call(detach, Effect::Detach(i))
             }
-            (1, Some(i), _) => Self::call(format!("TRUNCATE {}", pair.parts[i].name), Effect::Bars),
+            (1, Some(i), _) => Self::call(format!("TRUNCATE {}", pair.parts[i].name), Effect::Truncate(i)),
             (2, _, Some(month)) => {
                 let (pair, first) = (pair.name, format!("2024-{month:02}-01"));
                 Self::call(format!("CALL bqx.create_m1('{{{pair}}}', '{first}', '{first}')"), Effect::NewPart)

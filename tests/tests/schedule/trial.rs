@@ -86,7 +86,10 @@ impl<'a> Trial<'a> {
         self.sessions[by].1.take();
         if let Err(error) = perform(&mut self.sessions[by].0, step) {
             let code = error.code().map(|code| code.code().to_owned()).unwrap_or_default();
-            let changes_bars = matches!(step.effect, Effect::Bars | Effect::BarsUnfollowed | Effect::Nothing);
+            let changes_bars = matches!(
+                step.effect,
+                Effect::Bars | Effect::BarsUnfollowed | Effect::Truncate(_) | Effect::Nothing
+            );
             ensure!(changes_bars && REFUSALS.contains(&code.as_str()), "{error}: {:?}", error.as_db_error());
             run(&mut self.sessions[by].0, "ROLLBACK");
             self.tally.refused += 1;
@@ -103,6 +106,10 @@ impl<'a> Trial<'a> {
         match &step.effect {
             Effect::Bars => pair.is_current &= pair.live,
             Effect::BarsUnfollowed => pair.is_current = false,
+            Effect::Truncate(i) => {
+                pair.is_current &=
+                    pair.live && follows_truncate(&mut self.db.connect(), &pair.parts[*i].name);
+            }
             Effect::Nothing => (),
             Effect::Detach(i) | Effect::Attach(i) => {
                 pair.parts[*i].attached = matches!(step.effect, Effect::Attach(_));
@@ -238,4 +245,12 @@ fn copy_bars(from: &mut Client, to: &mut Client, m1: &str) -> Result<u64> {
         bail!("{m1} is empty");
     }
     Ok(bars)
+}
+
+/// Whether a partition has the trigger for it: one made by hand gets it with the next refresh, enable_live or load.
+fn follows_truncate(session: &mut Client, partition: &str) -> bool {
+    let trigger = format!(
+        "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = '{partition}'::regclass AND tgname = 'bqx_live')"
+    );
+    rows(session, &trigger) == ["t"]
 }

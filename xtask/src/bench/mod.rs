@@ -67,7 +67,7 @@ enum Benchmark {
     /// beside a year in tables of seven years. One bar at a time, corrections, COPY, refresh, and two feeds at once. Prints
     /// tables; the same figures go to target/bench/live.json.
     Live(live::LiveArgs),
-    /// What a model is fed: correlations, features from cold, and the wide relation
+    /// What a model is fed: correlations, features from cold, the wide relation, and indicators
     ///
     /// Builds the extension optimised, installs it, and simulates a year of one pair beside a month of all, in a private
     /// throw-away cluster. Correlations are beside one query with corr() for each feature, features beside the join that

@@ -2,6 +2,7 @@
 
 mod cold;
 mod correlations;
+mod indicators;
 mod related;
 
 use std::path::Path;
@@ -14,6 +15,7 @@ use xshell::Shell;
 
 use self::cold::ColdReads;
 use self::correlations::Correlations;
+use self::indicators::Rate;
 use self::related::FirstRows;
 use super::market::{FIRST_MONTH, first_pairs, simulate_months};
 use super::report::{self, Circumstances, Table, ratio};
@@ -57,6 +59,7 @@ pub fn command(shell: &Shell, pg_config: Option<&Path>, args: &TrainingArgs) -> 
         correlations: console::timed("correlations", || correlations::measure(&cluster)).0?,
         cold: console::timed("features from cold", || cold::measure(&cluster, extent.rounds)).0?,
         related: console::timed("the wide relation", || related::measure(&cluster, extent.rounds)).0?,
+        indicators: console::timed("indicators", || indicators::measure(&cluster, extent.rounds)).0?,
     };
     results.print();
     println!("\nWritten to {}", report::write_json("training", &results)?.display());
@@ -92,6 +95,7 @@ struct Results {
     correlations: Correlations,
     cold: Vec<ColdReads>,
     related: Vec<FirstRows>,
+    indicators: Vec<Rate>,
 }
 
 /// What is to be reached. Nothing fails if it is not: figures depend on the machine and on what else it does.
@@ -112,7 +116,8 @@ const LEGEND: &str = "\
 correlations    compute_correlations (Pearson and Spearman), beside a query with corr() for each feature: over the two tables
                 that feature and target are in, and over the views of features and targets; of the latter, a few are measured
 from cold       a month, by a server just started whose files the system holds nothing of; each beside the other, in turn
-first row       of a month of the wide relation, in a new session, planning included";
+first row       of a month of the wide relation, in a new session, planning included
+over the bars   in one session that has read them before; × PostgreSQL's own avg or corr over that frame";
 
 impl Results {
     fn print(&self) {
@@ -141,6 +146,18 @@ impl Results {
                 first.seconds,
                 None,
             ));
+        }
+        println!("{table}");
+        let mut table = Table::new(["over the bars of a month", "bars/s", "fastest", "slowest", "×"], 1);
+        for rate in &self.indicators {
+            let per_second = |rate: f64| format!("{:.0}", rate.round());
+            table.add([
+                rate.call.clone(),
+                per_second(rate.bars_per_second.median),
+                per_second(rate.bars_per_second.max),
+                per_second(rate.bars_per_second.min),
+                rate.times_postgres.map_or(String::new(), ratio),
+            ]);
         }
         println!("{table}");
         println!("{LEGEND}");
