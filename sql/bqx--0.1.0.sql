@@ -6875,10 +6875,10 @@ DECLARE
     done text := bqx._make_ml_view(
         'related_' || known_pair, false, bqx._related_view_query(known_pair),
         format('BQX metrics of %s beside those of %s related pairs', known_pair, cardinality(others)), call,
-        bqx._tables_of_related(known_pair));
+        bqx._tables_of_related(known_pair, false));
 BEGIN
     PERFORM bqx._make_ml_function('related_' || known_pair, 'related_row', bqx._related_rows_query(known_pair),
-                                  format('Rows of bqx_ml.related for %s', known_pair), call, bqx._tables_of_related(known_pair));
+                                  format('Rows of bqx_ml.related for %s', known_pair), call, bqx._tables_of_related(known_pair, true));
     RAISE NOTICE 'bqx_ml.related_%: %, beside % pair(s) that share a currency with it', known_pair, done, cardinality(others);
 END
 $$;
@@ -6905,12 +6905,13 @@ AS $$
      WHERE t IS NOT NULL
 $$;
 
--- The tables that rows of related are read from.
-CREATE FUNCTION bqx._tables_of_related(pair text) RETURNS regclass[]
+-- The tables that the view of related pairs is of, or its rows as a function: that has columns for the builtin ones alone.
+CREATE FUNCTION bqx._tables_of_related(pair text, only_builtin boolean) RETURNS regclass[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT array_agg(t ORDER BY i)
       FROM unnest(pair || bqx._related_pairs(pair)) WITH ORDINALITY AS u (p, i)
+      JOIN bqx.pairs AS k ON k.pair = p AND (k.builtin OR i = 1 OR NOT only_builtin)
      CROSS JOIN LATERAL to_regclass(format('bqx.%I', bqx._derived_name('bqx', p))) AS t
      WHERE t IS NOT NULL
 $$;
@@ -6921,7 +6922,7 @@ CREATE FUNCTION bqx._is_current(function oid, kind text, pair text, comment text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE WHEN kind = 'related'
-                THEN bqx._reads_all('pg_proc', function, bqx._tables_of_related(pair)) AND bqx._is_made_of(comment, bqx._related_rows_query(pair))
+                THEN bqx._reads_all('pg_proc', function, bqx._tables_of_related(pair, true)) AND bqx._is_made_of(comment, bqx._related_rows_query(pair))
                 ELSE bqx._is_of_shape(comment, bqx._tables_of_features(pair))
                   OR bqx._reads_all('pg_proc', function, bqx._tables_of_features(pair)) AND bqx._is_made_of(comment, bqx._feature_rows_query(pair)) END
 $$;

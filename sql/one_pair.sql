@@ -10,12 +10,13 @@ AS $$
      WHERE t IS NOT NULL
 $$;
 
--- The tables that rows of related are read from.
-CREATE FUNCTION bqx._tables_of_related(pair text) RETURNS regclass[]
+-- The tables that the view of related pairs is of, or its rows as a function: that has columns for the builtin ones alone.
+CREATE FUNCTION bqx._tables_of_related(pair text, only_builtin boolean) RETURNS regclass[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT array_agg(t ORDER BY i)
       FROM unnest(pair || bqx._related_pairs(pair)) WITH ORDINALITY AS u (p, i)
+      JOIN bqx.pairs AS k ON k.pair = p AND (k.builtin OR i = 1 OR NOT only_builtin)
      CROSS JOIN LATERAL to_regclass(format('bqx.%I', bqx._derived_name('bqx', p))) AS t
      WHERE t IS NOT NULL
 $$;
@@ -26,7 +27,7 @@ CREATE FUNCTION bqx._is_current(function oid, kind text, pair text, comment text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE WHEN kind = 'related'
-                THEN bqx._reads_all('pg_proc', function, bqx._tables_of_related(pair)) AND bqx._is_made_of(comment, bqx._related_rows_query(pair))
+                THEN bqx._reads_all('pg_proc', function, bqx._tables_of_related(pair, true)) AND bqx._is_made_of(comment, bqx._related_rows_query(pair))
                 ELSE bqx._is_of_shape(comment, bqx._tables_of_features(pair))
                   OR bqx._reads_all('pg_proc', function, bqx._tables_of_features(pair)) AND bqx._is_made_of(comment, bqx._feature_rows_query(pair)) END
 $$;

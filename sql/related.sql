@@ -98,10 +98,10 @@ DECLARE
     done text := bqx._make_ml_view(
         'related_' || known_pair, false, bqx._related_view_query(known_pair),
         format('BQX metrics of %s beside those of %s related pairs', known_pair, cardinality(others)), call,
-        bqx._tables_of_related(known_pair));
+        bqx._tables_of_related(known_pair, false));
 BEGIN
     PERFORM bqx._make_ml_function('related_' || known_pair, 'related_row', bqx._related_rows_query(known_pair),
-                                  format('Rows of bqx_ml.related for %s', known_pair), call, bqx._tables_of_related(known_pair));
+                                  format('Rows of bqx_ml.related for %s', known_pair), call, bqx._tables_of_related(known_pair, true));
     RAISE NOTICE 'bqx_ml.related_%: %, beside % pair(s) that share a currency with it', known_pair, done, cardinality(others);
 END
 $$;
