@@ -7286,21 +7286,20 @@ AS $$
                    (3, bqx._derived_table('reg', pair), 'ts_utc', bqx._metric_names('reg'), '$2')) AS s (ordinal, rel, time_column, names, until)
 $$;
 
--- Computes one pair's month anew. Targets may lie in the next month.
-CREATE FUNCTION bqx._correlate_month(pair text, month date, horizon int, width int) RETURNS bigint
+-- Computes one pair's month anew, by these queries. Targets may lie in the next month.
+CREATE FUNCTION bqx._correlate_month(pair text, month date, horizon int, target_name text, queries text[]) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC'
 AS $$
 #variable_conflict use_column
 DECLARE
     month_ends timestamptz := bqx._month_start(bqx._next_month($2));
-    target_name text := format('w%s_bqx_return', $4);
     names text[] := bqx._correlated_metrics(target_name) || bqx._bar_columns() || bqx._metric_names('reg');
     done bigint;
 BEGIN
     DELETE FROM bqx_ml.correlations AS c WHERE c.pair = $1 AND c.month = $2 AND c.target = target_name AND c.horizon = $3;
     INSERT INTO bqx_ml.correlations (pair, month, feature, target, horizon, n, pearson, spearman)
     SELECT $1, $2, names[c.position], target_name, $3, c.n, c.pearson, c.spearman
-      FROM bqx._correlations(bqx._correlated_queries($1, target_name),
+      FROM bqx._correlations(queries,
                              ARRAY[bqx._month_start($2), month_ends, month_ends + make_interval(mins => $3)],
                              array_position(names, target_name), $3) AS c
      WHERE c.n > 0;
@@ -7319,6 +7318,8 @@ DECLARE
     chosen_month pg_catalog.date;
     span record;
     months int;
+    target_name pg_catalog.text;
+    queries pg_catalog.text[];
 BEGIN
     PERFORM bqx._require_top_level('compute_correlations'::pg_catalog.text);
     COMMIT;
@@ -7329,13 +7330,15 @@ BEGIN
     chosen := bqx._pairs_with_metrics(pairs);
     PERFORM bqx._check_target_widths(bqx._derived_table('bqx', p), ARRAY[width]) FROM unnest(chosen) AS p;
     PERFORM bqx._ensure_correlations();
+    target_name := format('w%s_bqx_return', width);
     FOREACH chosen_pair IN ARRAY chosen LOOP
         span := bqx._m1_span(bqx._m1_table(chosen_pair));
+        queries := bqx._correlated_queries(chosen_pair, target_name);
         months := 0;
         FOR chosen_month IN
             SELECT m FROM bqx._months(greatest(from_month, bqx._month_of(span.first_bar)), least(to_month, bqx._month_of(span.last_bar))) AS m
         LOOP
-            months := months + (bqx._correlate_month(chosen_pair, chosen_month, horizon, width) > 0)::int;
+            months := months + (bqx._correlate_month(chosen_pair, chosen_month, horizon, target_name, queries) > 0)::int;
             COMMIT;
             SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
             SET LOCAL search_path TO pg_catalog, pg_temp;

@@ -127,9 +127,10 @@ impl Sample {
 
     /// Brings the rest up to the values.
     fn measure(&mut self) -> Result<(), TryReserveError> {
-        self.ranks.of(&self.values)?;
+        let extremes = Extremes::of(&self.values);
+        self.ranks.of(&self.values, &extremes)?;
         self.deviations = emptied(mem::take(&mut self.deviations), self.values.len())?;
-        let Some(scale) = Scale::of(&self.values) else { return Ok(()) };
+        let Some(scale) = Scale::of(&self.values, &extremes) else { return Ok(()) };
         self.deviations.extend(self.values.iter().map(|&value| scale.scaled(value)));
         let mean = sum(&self.deviations) / self.deviations.len() as f64;
         self.deviations.iter_mut().for_each(|deviation| *deviation -= mean);
@@ -147,6 +148,22 @@ impl Sample {
     }
 }
 
+/// Of no values, ∞ and -∞.
+struct Extremes {
+    least: f64,
+    greatest: f64,
+}
+
+impl Extremes {
+    fn of(values: &[f64]) -> Extremes {
+        let none = Extremes { least: f64::INFINITY, greatest: f64::NEG_INFINITY };
+        values.iter().fold(none, |Extremes { least, greatest }, &value| Extremes {
+            least: if value < least { value } else { least },
+            greatest: if value > greatest { value } else { greatest },
+        })
+    }
+}
+
 /// Where values lie around the first of them.
 struct Scale {
     half_first: f64,
@@ -155,14 +172,10 @@ struct Scale {
 
 impl Scale {
     /// `None` if they do not vary.
-    fn of(values: &[f64]) -> Option<Scale> {
-        let &first = values.first()?;
-        let (least, greatest) = values.iter().fold((first, first), |(least, greatest), &value| {
-            (if value < least { value } else { least }, if value > greatest { value } else { greatest })
-        });
+    fn of(values: &[f64], extremes: &Extremes) -> Option<Scale> {
         // Halves: the difference of two doubles may be beyond the greatest.
-        let half_first = first / 2.0;
-        let reach = (greatest / 2.0 - half_first).max(half_first - least / 2.0);
+        let half_first = values.first()? / 2.0;
+        let reach = (extremes.greatest / 2.0 - half_first).max(half_first - extremes.least / 2.0);
         (reach > 0.0).then_some(Scale { half_first, reach })
     }
 
@@ -213,10 +226,10 @@ const DIGIT: usize = 11;
 const DIGITS: usize = (u32::BITS as usize).div_ceil(DIGIT);
 
 impl Ranks {
-    fn of(&mut self, values: &[f64]) -> Result<(), TryReserveError> {
+    fn of(&mut self, values: &[f64], extremes: &Extremes) -> Result<(), TryReserveError> {
         self.ranks = emptied(mem::take(&mut self.ranks), values.len())?;
         self.ranks.resize(values.len(), 0);
-        self.sort_by_first_bits(values)?;
+        self.sort_by_first_bits(values, extremes)?;
         let cubes_less = |n: usize| (n as i128).pow(3) - n as i128;
         let mut shared = 0;
         let mut order = self.order.as_mut_slice();
@@ -247,10 +260,8 @@ impl Ranks {
 
     /// Makes `order` ascend by the first 32 of the bits in which values differ: digit by digit, the least first. Ranks are most of
     /// what correlations cost, and this is several times as fast as comparing.
-    fn sort_by_first_bits(&mut self, values: &[f64]) -> Result<(), TryReserveError> {
-        let (least, greatest) = values.iter().fold((u64::MAX, 0), |(least, greatest), &value| {
-            (least.min(sortable(value)), greatest.max(sortable(value)))
-        });
+    fn sort_by_first_bits(&mut self, values: &[f64], extremes: &Extremes) -> Result<(), TryReserveError> {
+        let (least, greatest) = (sortable(extremes.least), sortable(extremes.greatest));
         let shift = greatest.saturating_sub(least).leading_zeros().min(32);
         let entry =
             |(&value, row): (&f64, u32)| (((sortable(value) - least) << shift) >> 32 << 32) | u64::from(row);
